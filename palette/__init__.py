@@ -1,0 +1,1 @@
+"""AutoPalette: a data set distilled into a few synthetic images per class, in few colours."""

@@ -1,0 +1,1 @@
+"""The cluster: stages, actors, Ray Train, storage, MLflow and the command line."""
