@@ -1,0 +1,79 @@
+"""The one image decoder: whatever a file holds becomes RGB, the same way for extraction and for training."""
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+# Only raster formats that Pillow decodes by itself: some of its other plugins start programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+
+
+class UndecodableImage(ValueError):
+    """The bytes are no image that can be read in full."""
+
+
+def decode(data: bytes) -> Image.Image:
+    """RGB from the bytes of an image file.
+
+    CMYK, grey, palette and 16-bit images are converted, transparency is laid on white, EXIF rotation is applied.
+
+    Returns:
+        A Pillow image of mode RGB.
+
+    Raises:
+        UndecodableImage: truncated, unknown or oversized data, with Pillow's reason.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image.load()
+            return _rgb(ImageOps.exif_transpose(image))
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        # 16-bit grey levels; a file with 8-bit values in a wider type keeps them.
+        levels = values / 257.0 if values.max(initial=0) > 255 else values
+        return Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def header_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels from the header alone, without decoding. Raises UndecodableImage."""
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return image.size
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: str = "bilinear") -> torch.Tensor:
+    """Shorter side to `resize`, then the central `crop` x `crop` square.
+
+    Returns:
+        uint8 [3, crop, crop].
+    """
+    width, height = image.size
+    if min(width, height) != resize:
+        scale = resize / min(width, height)
+        size = (max(resize, round(width * scale)), max(resize, round(height * scale)))
+        image = image.resize(size, RESAMPLING[interpolation])
+    left, top = (image.width - crop) // 2, (image.height - crop) // 2
+    if (image.width, image.height) != (crop, crop):
+        image = image.crop((left, top, left + crop, top + crop))
+    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()

@@ -1,0 +1,182 @@
+"""What a shard holds: keys, labels and byte ranges. What its headers can show to be wrong is an error here.
+
+A shard is read once, front to back; every error names the file and the key and says what to do.
+"""
+
+import hashlib
+import json
+import re
+import tarfile
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from adq.images import EXTENSIONS, UndecodableImage, header_size
+
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+BLOCK = 512
+SIZED_IMAGES = 16  # images a shard whose header is read for its size
+
+
+class Member(NamedTuple):
+    name: str
+    offset: int  # of the data, in bytes from the start of the shard
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One key of a shard: its label and where its members lie."""
+
+    key: str
+    label: int
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True)
+class Labels:
+    """How labels are read: `cls` (a member that holds an integer or a class name) or `json:FIELD`."""
+
+    source: str = "cls"
+    classes: tuple[str, ...] | None = None
+
+    def __post_init__(self):
+        if self.source != "cls" and not re.fullmatch(r"json:[^:]+", self.source):
+            raise ValueError(f"--label {self.source}: expected cls or json:FIELD")
+
+    @property
+    def extension(self) -> str:
+        return "cls" if self.source == "cls" else "json"
+
+    def parse(self, data: bytes, where: str) -> int:
+        """The label as an integer. Raises ValueError where there is none, or one outside the classes."""
+        value: object = data[:200].decode("utf-8", "replace").strip()
+        if self.source != "cls":
+            field = self.source.removeprefix("json:")
+            try:
+                value = json.loads(data)
+                for part in field.split("."):
+                    value = value[part]
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise ValueError(f"{where}: no field {field!r} in its json member; see --label") from error
+        if self.classes and value in self.classes:
+            return self.classes.index(value)
+        try:
+            label = int(str(value))
+        except ValueError as error:
+            raise ValueError(f"{where}: label {str(value)[:60]!r} is neither a number nor a class name") from error
+        if label < 0 or (self.classes and label >= len(self.classes)):
+            known = f"0 to {len(self.classes) - 1}" if self.classes else "0 and up"
+            raise ValueError(f"{where}: label {label} is outside the classes ({known}); see --classes")
+        return label
+
+
+@dataclass(frozen=True)
+class ShardScan:
+    """A shard's samples in its own order, and the shorter side in pixels of its first images."""
+
+    samples: tuple[Sample, ...]
+    sides: tuple[int, ...]
+
+
+def split_name(name: str, where: str) -> tuple[str, str]:
+    """(key, extension) of a member. Raises ValueError for names that WebDataset would read in two ways."""
+    if name.startswith("/") or ".." in name.split("/"):
+        raise ValueError(f"{where}: member {name!r} points outside the archive")
+    folder, _, base = name.rpartition("/")
+    parts = base.split(".")
+    if len(parts) > 2:
+        raise ValueError(f"{where}: member {name!r} has more than one dot; rename it so that only the extension has one")
+    if len(parts) < 2 or not parts[0] or not parts[1]:
+        raise ValueError(f"{where}: member {name!r} has no key or no extension; expected KEY.EXT")
+    return (f"{folder}/{parts[0]}" if folder else parts[0]), parts[1].lower()
+
+
+def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tuple[str, ...] = EXTENSIONS) -> ShardScan:
+    """Read a shard front to back.
+
+    Args:
+        stream: seekable, at its start.
+        size: bytes of the whole file.
+        where: the file's name, for errors.
+        labels: how labels are read.
+        image_ext: the extensions that count as the image.
+
+    Raises:
+        ValueError: a compressed, truncated or damaged tar; a key whose members are not adjacent, or that comes twice;
+            a sample without a label or an image, or with two; a label outside the classes.
+    """
+    magic = stream.read(6)
+    stream.seek(0)
+    for start, kind in COMPRESSED.items():
+        if magic.startswith(start):
+            raise ValueError(f"{where}: is compressed with {kind}; unpack it to a plain tar (byte ranges need one)")
+    groups: dict[str, list[Member]] = {}
+    samples: list[Sample] = []
+    sides: list[int] = []
+    label: int | None = None
+    end, current = 0, None
+
+    def close() -> None:
+        nonlocal label
+        if current is None:
+            return
+        images = [m.name for m in groups[current] if m.name.rsplit(".", 1)[-1].lower() in image_ext]
+        if label is None:
+            raise ValueError(f"{where}: key {current!r} has no label (.{labels.extension} member); see --label")
+        if len(images) != 1:
+            found = "no image" if not images else f"{len(images)} images ({', '.join(images)})"
+            raise ValueError(f"{where}: key {current!r} has {found}; expected one member of {','.join(image_ext)}; "
+                             "see --image-ext")  # fmt: skip
+        samples.append(Sample(current, label, tuple(groups[current])))
+        label = None
+
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as tar:
+            for info in tar:
+                tar.members = []
+                end = max(end, info.offset_data + -(-info.size // BLOCK) * BLOCK if info.isreg() else info.offset_data)
+                base = info.name.rpartition("/")[2]
+                if not info.isreg() or re.match(r"__[^/]*__($|/)", info.name) or base.startswith("._"):
+                    continue
+                key, ext = split_name(info.name, where)
+                data = tar.extractfile(info).read()
+                if len(data) != info.size:
+                    raise ValueError(f"{where}: is truncated inside {info.name}; copy it again")
+                if key != current:
+                    close()
+                    _check_new(key, info.name, groups, where)
+                    current, groups[key] = key, []
+                if any(member.name.rsplit(".", 1)[-1].lower() == ext for member in groups[key]):
+                    raise ValueError(f"{where}: key {key!r} comes twice (member {info.name}); keys are unique")
+                groups[key].append(Member(info.name, info.offset_data, info.size, hashlib.sha256(data).hexdigest()))
+                if ext == labels.extension:
+                    label = labels.parse(data, f"{where}: key {key!r}")
+                if ext in image_ext and len(sides) < SIZED_IMAGES:
+                    sides.extend(_side(data))
+            close()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise ValueError(f"{where}: is damaged or truncated ({error}); copy it again") from error
+    stream.seek(end)
+    tail = stream.read(2 * BLOCK)
+    if len(tail) < 2 * BLOCK or any(tail):
+        raise ValueError(f"{where}: is truncated or damaged after byte {end} of {size}: the two closing blocks of a tar "
+                         "are missing; copy or write it again")  # fmt: skip
+    if not samples:
+        raise ValueError(f"{where}: holds no samples; leave it out, or see --image-ext and --label")
+    return ShardScan(tuple(samples), tuple(sides))
+
+
+def _check_new(key: str, name: str, groups: dict[str, list[Member]], where: str) -> None:
+    if key not in groups:
+        return
+    if any(member.name == name for member in groups[key]):
+        raise ValueError(f"{where}: key {key!r} comes twice (member {name}); keys are unique in a data set")
+    raise ValueError(f"{where}: the members of key {key!r} are not adjacent; write each sample's members side by side")
+
+
+def _side(data: bytes) -> list[int]:
+    try:
+        return [min(header_size(data))]
+    except UndecodableImage:
+        return []  # recorded with its reason by `extract`, which decodes every image

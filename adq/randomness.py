@@ -1,0 +1,36 @@
+"""Random draws that depend on what is drawn, never on who draws it or when.
+
+Every draw has its own generator, seeded by (seed, purpose, names), so results are the same for any number of workers,
+any order of shards and any number of restarts.
+"""
+
+import hashlib
+
+import numpy as np
+import torch
+
+
+def seed_of(seed: int, purpose: str, *names: object) -> int:
+    """A 63-bit seed from (seed, purpose, names), the same on every machine."""
+    text = "\x1f".join([str(seed), purpose, *map(str, names)])
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def numpy_generator(seed: int, purpose: str, *names: object) -> np.random.Generator:
+    """A NumPy generator of its own for (seed, purpose, names)."""
+    return np.random.default_rng(seed_of(seed, purpose, *names))
+
+
+def torch_generator(seed: int, purpose: str, *names: object) -> torch.Generator:
+    """A CPU torch generator of its own for (seed, purpose, names)."""
+    return torch.Generator().manual_seed(seed_of(seed, purpose, *names))
+
+
+def key_order(keys: list[str], seed: int, purpose: str) -> np.ndarray:
+    """The positions of `keys` in the order of a seeded hash: one fixed random permutation, whatever else is there.
+
+    Returns:
+        int64 [len(keys)], positions into `keys`.
+    """
+    hashes = np.fromiter((seed_of(seed, purpose, key) for key in keys), dtype=np.uint64, count=len(keys))
+    return np.argsort(hashes, kind="stable")

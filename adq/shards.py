@@ -1,0 +1,204 @@
+"""WebDataset shards: find, open, read and write them. Everything that is read comes through `open_file`.
+
+Shards are data from elsewhere: nothing in them is unpickled, no URL is handed to another library, and `pipe:` is refused.
+"""
+
+import fnmatch
+import io
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import braceexpand
+import pyarrow.fs as pafs
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+REMOTE = ("s3://", "gs://")
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """Shards under one root: an absolute local path or an s3:// or gs:// address."""
+
+    root: str
+    shards: tuple[str, ...]  # relative to the root, sorted
+
+
+def is_remote(path: str) -> bool:
+    return path.startswith(REMOTE)
+
+
+def absolute(path: str) -> str:
+    """A local path made absolute, a remote one as it is. Raises ValueError for any scheme but s3, gs and file."""
+    if path.startswith("file://"):
+        path = path.removeprefix("file://")
+    if path.startswith("pipe:"):
+        raise ValueError(f"{path}: 'pipe:' would run a program and is refused; give a path, s3:// or gs://")
+    if not is_remote(path) and "://" in path:
+        raise ValueError(f"{path}: only local paths, s3:// and gs:// are read; copy or mount the data there")
+    return path.rstrip("/") if is_remote(path) else os.path.abspath(os.path.expanduser(path))
+
+
+@lru_cache(maxsize=32)
+def _remote_filesystem(scheme: str, bucket: str, endpoint: str | None) -> pafs.FileSystem:
+    if scheme == "s3" and endpoint:
+        return pafs.S3FileSystem(endpoint_override=endpoint, region=os.environ.get("AWS_REGION", "us-east-1"))
+    return pafs.FileSystem.from_uri(f"{scheme}://{bucket}")[0]
+
+
+def filesystem(path: str) -> tuple[pafs.FileSystem, str]:
+    """The pyarrow file system of an absolute path or address, and the path inside it.
+
+    S3-compatible stores are reached through AWS_ENDPOINT_URL_S3 or AWS_ENDPOINT_URL, as with Amazon's own tools.
+    """
+    if not is_remote(path):
+        return pafs.LocalFileSystem(), path
+    scheme, _, rest = path.partition("://")
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return _remote_filesystem(scheme, rest.split("/", 1)[0], endpoint), rest
+
+
+def join(root: str, name: str) -> str:
+    return f"{root}/{name}" if name else root
+
+
+def open_file(path: str):
+    """An open, seekable binary stream of a local or remote file (a pyarrow NativeFile). Raises FileNotFoundError."""
+    fs, inside = filesystem(path)
+    return fs.open_input_file(inside)
+
+
+def file_info(path: str) -> pafs.FileInfo:
+    fs, inside = filesystem(path)
+    return fs.get_file_info([inside])[0]
+
+
+def _children(folder: str) -> list[str]:
+    """Addresses of the files in a folder; empty where there is no such folder."""
+    fs, inside = filesystem(folder)
+    infos = fs.get_file_info(pafs.FileSelector(inside, allow_not_found=True))
+    return sorted(join(folder, posixpath.basename(i.path)) for i in infos if i.type == pafs.FileType.File)
+
+
+def locate(patterns: Sequence[str]) -> DataSet:
+    """Every shard that the patterns name: brace patterns, globs, folders or files; local, s3:// or gs://.
+
+    Raises:
+        FileNotFoundError: a pattern that matches nothing, or a shard of a brace pattern that is missing.
+        ValueError: no pattern at all, or a scheme that is not read.
+    """
+    if not patterns:
+        raise ValueError("no shards given: name them with --data, e.g. --data 'train-{000000..000009}.tar'")
+    found: set[str] = set()
+    missing: list[str] = []
+    for pattern in patterns:
+        for name in braceexpand.braceexpand(pattern):
+            matches = _match(absolute(name))
+            found.update(matches)
+            if not matches:
+                missing.append(name)
+    if missing:
+        shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
+        raise FileNotFoundError(f"missing shards: {shown}; check the pattern, or copy them there")
+    folders = [posixpath.dirname(path) for path in found]
+    if len({path.split("://")[0] + "://" if is_remote(path) else "" for path in found}) > 1:
+        raise ValueError("--data mixes local and remote shards: one data set has one root")
+    root = os.path.commonpath(folders) if not is_remote(folders[0]) else _common_address(folders)
+    return DataSet(root, tuple(sorted(path[len(root) :].lstrip("/") for path in found)))
+
+
+def _common_address(folders: list[str]) -> str:
+    scheme, _, _ = folders[0].partition("://")
+    return f"{scheme}://" + posixpath.commonpath([folder.partition("://")[2] for folder in folders])
+
+
+def _match(path: str) -> list[str]:
+    if any(c in posixpath.basename(path) for c in "*?["):
+        return [p for p in _children(posixpath.dirname(path)) if fnmatch.fnmatchcase(p, path)]
+    info = file_info(path)
+    if info.type == pafs.FileType.Directory:
+        return [p for p in _children(path) if p.endswith(".tar")]
+    return [path] if info.type == pafs.FileType.File else []
+
+
+def fingerprint(data: DataSet) -> list[tuple[str, int, str]]:
+    """(name, bytes, modification time in ns) of every shard: enough to see that a shard has changed."""
+    out = []
+    for start in range(0, len(data.shards), 1000):
+        names = data.shards[start : start + 1000]
+        fs, inside = filesystem(data.root)
+        for name, info in zip(names, fs.get_file_info([join(inside, name) for name in names]), strict=True):
+            if info.type != pafs.FileType.File:
+                raise FileNotFoundError(f"{join(data.root, name)}: the shard is gone")
+            out.append((name, info.size, str(info.mtime_ns)))
+    return out
+
+
+def read_samples(data: DataSet, shard: str, wanted: Sequence[str] | None = None) -> Iterator[dict]:
+    """The samples of a shard in its own order, read as a stream by webdataset's tar reader, nothing decoded.
+
+    Args:
+        wanted: extensions to read, without the dot; all by default.
+
+    Yields:
+        {"__key__": str, "jpg": bytes, "cls": bytes, ...}
+    """
+    suffixes = None if wanted is None else tuple(f".{ext}" for ext in wanted)
+    select = None if suffixes is None else lambda name: name.lower().endswith(suffixes)
+    with open_file(join(data.root, shard)) as stream:
+        source = [{"url": shard, "stream": io.BufferedReader(_Raw(stream), 1 << 20)}]
+        yield from group_by_keys(tar_file_expander(source, select_files=select))
+
+
+class _Raw(io.RawIOBase):
+    """A pyarrow stream as a raw Python one, so that BufferedReader can read ahead."""
+
+    def __init__(self, stream):
+        super().__init__()
+        self._stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._stream.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._stream.tell()
+
+    def readinto(self, buffer) -> int:
+        data = self._stream.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+def buffered(stream, size: int = 8 << 20) -> io.BufferedReader:
+    """A pyarrow stream read ahead in blocks of `size` bytes: one request per block on an object store."""
+    return io.BufferedReader(_Raw(stream), size)
+
+
+def read_ranges(data: DataSet, shard: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    """The bytes at (offset, size) of a shard, and nothing else of it. Raises OSError where the file is shorter."""
+    with open_file(join(data.root, shard)) as stream:
+        parts = [stream.read_at(size, offset) for offset, size in ranges]
+    for part, (offset, size) in zip(parts, ranges, strict=True):
+        if len(part) != size:
+            raise OSError(f"{join(data.root, shard)}: ends before byte {offset + size}; it changed since ingest")
+    return parts
+
+
+def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:
+    """A tar of (name, bytes) members whose own bytes depend on them alone: time, owner and mode are fixed."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size, info.mode = len(data), 0o644
+            tar.addfile(info, io.BytesIO(data))
+    return buffer.getvalue()
