@@ -4,6 +4,7 @@ Format: https://www.cs.toronto.edu/~kriz/cifar.html. A record is the label (CIFA
 in one byte each, then 3 x 32 x 32 bytes of red, green and blue. The images have no file, so they become PNG: lossless.
 """
 
+import gzip
 import hashlib
 import http.client
 import io
@@ -122,7 +123,7 @@ def download_cifar(kind: str, folder: str | Path, url: str | None = None) -> Pat
         partial.replace(target)
     except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise FileNotFoundError(
-            f"{url}: cannot be downloaded from here ({error}). Fetch it where there is a network, and put it at {target}."
+            f"{url}: cannot be downloaded from here ({error}). Fetch it elsewhere, and put it at {target}."
         ) from error
     finally:
         partial.unlink(missing_ok=True)
@@ -170,9 +171,8 @@ def _place(path: Path, layout: _Layout) -> Path:
     if path.is_file() or (path / layout.train[0]).is_file():
         return path
     found = next((place for place in (path / layout.folder, path / layout.archive) if place.exists()), None)
-    if found is None and path.is_dir() and any(path.iterdir()):
-        _refuse({entry.name for entry in path.iterdir()}, path, layout)
     if found is None:
+        _refuse_pickled({entry.name for entry in path.iterdir()} if path.is_dir() else set(), path, layout)
         raise FileNotFoundError(
             f"{path}: neither {layout.archive} nor its folder {layout.folder} is here. Download it from {_url(layout)}."
         )
@@ -184,8 +184,7 @@ def _opened(place: Path, layout: _Layout, names: tuple[str, ...]) -> Iterator[di
     """The files `names` of a folder or an archive, as {name: (stream, size in bytes)}."""
     if place.is_dir():
         present = {entry.name: entry for entry in place.iterdir()}
-        if not present.keys() >= set(names):
-            _refuse(present.keys(), place, layout)
+        _check_complete(set(present), names, place, layout)
         streams = {name: present[name].open("rb") for name in names}
         try:
             yield {name: (stream, present[name].stat().st_size) for name, stream in streams.items()}
@@ -196,23 +195,26 @@ def _opened(place: Path, layout: _Layout, names: tuple[str, ...]) -> Iterator[di
     try:
         with tarfile.open(place) as archive:
             members = {member.name.rpartition("/")[2]: member for member in archive if member.isfile()}
-            if not members.keys() >= set(names):
-                _refuse(members.keys(), place, layout)
+            _check_complete(set(members), names, place, layout)
             yield {name: (archive.extractfile(members[name]), members[name].size) for name in names}
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{place}: not a readable {layout.archive} ({error}). Download it again.") from error
 
 
-def _refuse(present: set[str], place: Path, layout: _Layout) -> None:
-    """Raise the error for files that are not the binary version, or not all of it."""
-    pickled = {"data_batch_1", "meta", "cifar-10-batches-py", "cifar-100-python"} & set(present)
+def _check_complete(present: set[str], names: tuple[str, ...], place: Path, layout: _Layout) -> None:
+    missing = sorted(set(names) - present)
+    if missing:
+        _refuse_pickled(present, place, layout)
+        raise ValueError(f"{place}: {', '.join(missing)} missing. Take {layout.archive} again from {_url(layout)}.")
+
+
+def _refuse_pickled(present: set[str], place: Path, layout: _Layout) -> None:
+    pickled = {"data_batch_1", "meta", "cifar-10-batches-py", "cifar-100-python"} & present
     if pickled or any(name.endswith((".mat", "-python.tar.gz", "-matlab.tar.gz")) for name in present):
         raise ValueError(
-            f"{place}: this is CIFAR's Python or Matlab version; nothing is unpickled here. Use the binary version: "
-            f"{layout.archive}, from {_url(layout)}."
+            f"{place}: this is CIFAR's Python or Matlab version; nothing is unpickled here. Use the binary version, "
+            f"{layout.archive} from {_url(layout)}."
         )
-    missing = sorted({layout.names, *layout.train, *layout.test} - set(present))
-    raise ValueError(f"{place}: {', '.join(missing)} missing. Take {layout.archive} again, from {_url(layout)}.")
 
 
 def _check_md5(md5: str, layout: _Layout, what: str | Path) -> None:

@@ -7,6 +7,7 @@ and headers can show is checked before the first sample, and nothing is unpickle
 import hashlib
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,26 +84,31 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
     if split not in ("train", "val"):
         raise ValueError(f"split {split!r}: Tiny-ImageNet has 'train' and 'val' (its test images have no labels).")
     place = _tiny_imagenet_place(Path(path))
-    with _opened(place) as (names, read):
+    with _opened(place) as (list_names, read):
+        names = list_names()
         root = _tiny_imagenet_root(names, place)
         ids = sorted(read(root + "wnids.txt").decode().split())
         images = [name for name in names if name.startswith(f"{root}{split}/") and extension(name) in IMAGE_EXTENSIONS]
+        keys = [key_of(name.rpartition("/")[2]) for name in images]
         annotated = {}
         if split == "val" and root + "val/val_annotations.txt" in names:
-            lines = read(root + "val/val_annotations.txt").decode().splitlines()
-            annotated = dict(line.split("\t")[:2] for line in lines if line.strip())
+            rows = (line.split() for line in read(root + "val/val_annotations.txt").decode().splitlines())
+            annotated = {row[0]: row[1] for row in rows if len(row) > 1}
         words = _first_words(read(root + "words.txt").decode()) if root + "words.txt" in names else {}
     labels = {wnid: label for label, wnid in enumerate(ids)}
     assigned = []
     for name in images:
-        folder, _, file = name.removeprefix(f"{root}{split}/").partition("/")
-        wnid = folder if folder in labels else annotated.get(file)
+        folder = name.removeprefix(f"{root}{split}/").partition("/")[0]
+        wnid = folder if folder in labels else annotated.get(name.rpartition("/")[2])
         if wnid not in labels:
             raise ValueError(
                 f"{place}: {name} has no label: neither its folder nor {root}val/val_annotations.txt gives an id of "
                 "wnids.txt. Unpack or download the archive again."
             )
         assigned.append(labels[wnid])
+    if len(set(keys)) < len(keys):
+        twice = next(key for key, number in Counter(keys).items() if number > 1)
+        raise ValueError(f"{place}: {split} has the image {twice} twice. Remove one of the two copies.")
     require_every_class(assigned, ids, f"{place} ({split})")
     titles = [words.get(wnid, wnid) for wnid in ids]
     classes = [
@@ -110,7 +116,6 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
     ]
 
     def samples() -> Iterator[Record]:
-        keys = unique_keys([name.rpartition("/")[2] for name in images])
         with _opened(place) as (_, read):
             for name, key, label in zip(images, keys, assigned, strict=True):
                 yield Record(key, extension(name), read(name), label)
@@ -118,15 +123,24 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
     return Source(tuple(classes), samples(), len(images))
 
 
-def list_images(folder: Path, extensions: Iterable[str] = IMAGE_EXTENSIONS) -> list[str]:
-    """The image files below `folder`, as sorted paths relative to it, with "/"; hidden files and folders are left out."""
-    wanted = {given.lower().lstrip(".") for given in extensions}
+def list_files(folder: Path) -> list[str]:
+    """The files below `folder` as sorted paths relative to it, with "/"; hidden files and folders are left out."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
     found = []
-    for where, folders, files in os.walk(folder, followlinks=True):
+    for where, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         folders[:] = [name for name in folders if not name.startswith(".")]
         prefix = "" if where == str(folder) else Path(where).relative_to(folder).as_posix() + "/"
-        found += [prefix + name for name in files if extension(name) in wanted and not name.startswith(".")]
+        found += [prefix + name for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def list_images(folder: Path, extensions: Iterable[str] = IMAGE_EXTENSIONS) -> list[str]:
+    """Those of `list_files` that have one of the extensions, in any case."""
+    wanted = {given.lower().lstrip(".") for given in extensions}
+    return [name for name in list_files(folder) if extension(name) in wanted]
 
 
 def folder_names(folder: Path) -> list[str]:
@@ -176,11 +190,13 @@ def _tiny_imagenet_place(path: Path) -> Path:
     return path
 
 
-def _tiny_imagenet_root(names: set[str] | list[str], place: Path) -> str:
+def _tiny_imagenet_root(names: list[str], place: Path) -> str:
     """The prefix of the names that belong to the data set, "" or "tiny-imagenet-200/"."""
     found = [name for name in names if name.rpartition("/")[2] == "wnids.txt"]
     if not found:
-        raise ValueError(f"{place}: no wnids.txt, so this is not Tiny-ImageNet. Give {TINY_IMAGENET}[.zip] as it comes.")
+        raise ValueError(
+            f"{place}: no wnids.txt, so this is not Tiny-ImageNet. Give {TINY_IMAGENET}[.zip] as it comes."
+        )
     return min(found, key=len).removesuffix("wnids.txt")
 
 
@@ -191,14 +207,13 @@ def _first_words(text: str) -> dict[str, str]:
 
 
 @contextmanager
-def _opened(place: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
-    """The file names in a folder or a zip, in a fixed order, and a function that reads one of them."""
+def _opened(place: Path) -> Iterator[tuple[Callable[[], list[str]], Callable[[str], bytes]]]:
+    """A folder or a zip as two functions: the sorted names of its files, and the bytes of one of them."""
     if place.is_dir():
-        names = (file.relative_to(place).as_posix() for file in place.rglob("*") if file.is_file())
-        yield sorted(names), lambda name: (place / name).read_bytes()
+        yield lambda: list_files(place), lambda name: (place / name).read_bytes()
         return
     try:
         with zipfile.ZipFile(place) as archive:
-            yield sorted(archive.namelist()), archive.read
+            yield lambda: sorted(archive.namelist()), archive.read
     except zipfile.BadZipFile as error:
         raise ValueError(f"{place}: not a readable zip ({error}). Download it again.") from error
