@@ -245,7 +245,7 @@ def _members(file: IO[bytes], mode: str, name: str) -> Iterator[tuple[tarfile.Ta
 
 
 def _bytes(image: IO[bytes], member: tarfile.TarInfo, name: str) -> bytes:
-    data = image.read()
-    if len(data) != member.size:
-        raise ValueError(f"{name}: cut off within {member.name}. Download the archive again.")
-    return data
+    try:
+        return image.read()
+    except tarfile.TarError as error:
+        raise ValueError(f"{name}: cut off within {member.name} ({error}). Download the archive again.") from error

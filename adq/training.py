@@ -6,7 +6,8 @@ gradient of a step belong to the global batch, of which worker r of w holds the 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -15,13 +16,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from adq.augmentation import AUGMENTATIONS, augment
 from adq.models import SMALL, InputTransform
 from adq.randomness import seed_of, torch_generator
-
-# Share of the image's area, and width to height, of a random resized crop: those of torchvision's ImageNet recipes.
-CROP_AREA = (0.08, 1.0)
-CROP_RATIO = (3 / 4, 4 / 3)
-CROP_TRIES = 10
 
 # Images uint8 [b, 3, S, S] and labels int64 [b] of one worker, and the size of the global batch; b may be 0.
 Batch = tuple[Tensor, Tensor, int]
@@ -29,7 +26,7 @@ Batch = tuple[Tensor, Tensor, int]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a classifier is trained. Exactly one of `epochs` and `steps` is set: passes over the data, or a fixed cost."""
+    """How a classifier is trained: for `epochs` over the data or for `steps`, a fixed cost; one of them is set."""
 
     epochs: int | None = None
     steps: int | None = None
@@ -47,8 +44,8 @@ class Recipe:
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"set epochs or steps, one of them: got epochs={self.epochs}, steps={self.steps}")
-        if min(self.epochs or 1, self.steps or 1, self.batch_size) < 1 or 0 in (self.epochs, self.steps):
-            raise ValueError("epochs, steps and batch_size must be at least 1")
+        if (self.epochs if self.steps is None else self.steps) < 1 or self.batch_size < 1:
+            raise ValueError(f"epochs, steps and batch_size must be at least 1: got {self}")
         if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.warmup_steps >= 0):
             raise ValueError(f"need lr > 0, 0 <= momentum < 1, weight_decay >= 0 and warmup_steps >= 0: got {self}")
         if not 0 <= self.label_smoothing < 1:
@@ -56,7 +53,7 @@ class Recipe:
         for name, known in (
             ("optimizer", ("sgd", "adamw")),
             ("schedule", ("cosine", "constant")),
-            ("augment", ("crop-flip", "resized-crop-flip", "none")),
+            ("augment", AUGMENTATIONS),
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -78,28 +75,22 @@ class Recipe:
 def default_recipe(arch: str, image_size: int, epochs: int | None = None, steps: int | None = None) -> Recipe:
     """The recipe of a network: 200 epochs on small images, 90 on large ones, unless `epochs` or `steps` is given.
 
-    ResNets on small images get the recipe of DQ and ADQ (SGD 0.1, weight decay 5e-4, batch 128, crop with padding 4 at 32
-    pixels, flip), on large ones torchvision's (batch 256, weight decay 1e-4); ViT, Swin and ConvNeXt get AdamW.
+    ResNets on small images get the recipe of DQ and ADQ (SGD 0.1, weight decay 5e-4, batch 128, crop 32 with padding
+    4, flip), on large ones torchvision's (batch 256, weight decay 1e-4). ViT, Swin and ConvNeXt get AdamW, ConvNets a
+    lower learning rate.
     """
     small = image_size < SMALL
     if epochs is None and steps is None:
         epochs = 200 if small else 90
-    batch, augment = (128, "crop-flip") if small else (256, "resized-crop-flip")
+    base = (
+        Recipe(epochs, steps) if small else Recipe(epochs, steps, 256, weight_decay=1e-4, augment="resized-crop-flip")
+    )
     if arch.startswith("convnet-"):
-        return Recipe(epochs, steps, lr=0.05, weight_decay=5e-4, augment="crop-flip")
+        return replace(base, lr=0.05)
     if arch.startswith(("vit", "swin", "convnext", "maxvit")):
-        return Recipe(
-            epochs,
-            steps,
-            batch,
-            lr=5e-4,
-            weight_decay=0.05,
-            optimizer="adamw",
-            warmup_steps=500,
-            augment=augment,
-            label_smoothing=0.1,
-        )
-    return Recipe(epochs, steps, batch, lr=0.1, weight_decay=5e-4 if small else 1e-4, augment=augment)
+        adamw = {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.05}
+        return replace(base, **adamw, warmup_steps=500, label_smoothing=0.1)
+    return base
 
 
 class ImageSet(Protocol):
@@ -154,55 +145,6 @@ def epoch_batches(
         yield images.batch(mine), torch.from_numpy(labels[mine]), len(whole)
 
 
-def augment(images: Tensor, kind: str, generator: torch.Generator, positions: Tensor, count: int) -> Tensor:
-    """Augment the images at `positions` of a global batch of `count`, for which the numbers are drawn as a whole.
-
-    "crop-flip": a random crop after zero padding by an eighth of the side (4 of 32 pixels), then a flip.
-    "resized-crop-flip": a random box of `CROP_AREA` and `CROP_RATIO`, resized bilinearly to the whole, then a flip.
-
-    Args:
-        images: uint8 [b, 3, S, S], on any device.
-        kind: `Recipe.augment`.
-        generator: of this step alone, on the CPU.
-        positions: int64 [b], on the CPU.
-
-    Returns:
-        uint8 [b, 3, S, S], on the same device.
-    """
-    if kind == "none":
-        return images
-    side, device = images.shape[-1], images.device
-    flip = torch.rand(count, generator=generator)[positions].to(device) < 0.5
-    if kind == "crop-flip":
-        padding = side // 8
-        top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)[:, positions].to(device)
-        line = torch.arange(side, device=device)
-        columns = left[:, None] + torch.where(flip[:, None], line.flip(0), line)
-        pixels = (top[:, None] + line)[:, :, None] * (side + 2 * padding) + columns[:, None, :]
-        padded = F.pad(images, [padding] * 4).flatten(2)
-        return padded.gather(2, pixels.flatten(1)[:, None].expand(-1, 3, -1)).view_as(images)
-    top, left, height, width = _boxes(count, generator)[:, positions].to(device)
-    line = (torch.arange(side, device=device) + 0.5) / side
-    x = left[:, None] + width[:, None] * torch.where(flip[:, None], line.flip(0), line)
-    y = top[:, None] + height[:, None] * line
-    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1) * 2 - 1
-    crops = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    return crops.round().to(torch.uint8)
-
-
-def _boxes(count: int, generator: torch.Generator) -> Tensor:
-    """[4, count]: top, left, height, width as shares of the side; the whole image where no try fits."""
-    area = torch.empty(count, CROP_TRIES).uniform_(*CROP_AREA, generator=generator)
-    ratio = torch.empty(count, CROP_TRIES).uniform_(*map(math.log, CROP_RATIO), generator=generator).exp()
-    height, width = (area / ratio).sqrt(), (area * ratio).sqrt()
-    fits = (height <= 1) & (width <= 1)
-    first = fits.int().argmax(dim=1, keepdim=True)
-    found = fits.any(dim=1)
-    height, width = (torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (height, width))
-    corner = torch.rand(2, count, generator=generator)
-    return torch.stack([corner[0] * (1 - height), corner[1] * (1 - width), height, width])
-
-
 def train(
     model: nn.Module,
     batches: Callable[[int], Iterator[Batch]],
@@ -220,10 +162,11 @@ def train(
 ) -> None:
     """Train `model` in place, with bfloat16 autocast on CUDA.
 
-    Each worker divides the sum of its losses by the size of the global batch, and gradients are summed by one all-reduce:
-    the mean over the global batch for any world, also where a worker has fewer images or none. Batch norm sees the images
-    of its own worker; its running statistics are averaged over workers after each epoch. No generator outlives a step, so
-    a run that is resumed from a checkpoint continues with the same bits (on one CPU worker with the same threads).
+    Each worker divides the sum of its losses by the size of the global batch, and one all-reduce sums the gradients:
+    the mean over the global batch for any world, also where a worker has fewer images, or none. What stays local: batch
+    norm sees the images of its own worker (running statistics are averaged after each epoch), and dropout draws per
+    worker. No generator outlives a step, so a run resumed from a checkpoint ends with the same bits (one CPU worker,
+    same number of threads).
 
     Args:
         model: initialised by the caller; with several workers, worker 0's weights are taken.
@@ -231,8 +174,7 @@ def train(
         steps_per_epoch: how many batches that gives, the same for every worker.
         transform: normalises; its resize and crop are the business of `batches`.
         start: a checkpoint that `save` was given, of the same recipe and seed.
-        save: called with (epochs done, checkpoint on the CPU) after every `save_every` epochs and after the last; on every
-            worker, with the same weights.
+        save: called on every worker with (epochs done, checkpoint on the CPU) every `save_every` epochs and at the end.
         on_step: called with (steps done, mean loss of the global batch).
 
     Raises:
@@ -253,29 +195,31 @@ def train(
         optimizer.load_state_dict(start["optimizer"])
         step, epoch = start["step"], start["epoch"]
     if world > 1:
-        for tensor in model.state_dict().values():
-            dist.broadcast(tensor, src=0)
+        _exchange([*model.parameters(), *_statistics(model)], partial(dist.broadcast, src=0))
 
     total = recipe.total_steps(steps_per_epoch)
     while step < total:
         in_epoch = min(steps_per_epoch, total - step)
-        position = 0
-        for position, batch in zip(range(1, in_epoch + 1), batches(epoch), strict=False):
+        stream, given = batches(epoch), 0
+        for given, batch in zip(range(1, in_epoch + 1), stream, strict=False):
             lr = recipe.lr_at(step, total)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = _gradients(model, batch, recipe, transform, (seed, epoch, position), device, rank, world)
+            loss = _gradients(model, batch, recipe, transform, (seed, epoch, given), device, rank, world)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1} with lr {lr:.4g}: use a lower lr")
             optimizer.step()
             step += 1
             if on_step is not None:
                 on_step(step, loss)
-        if position < in_epoch:
-            raise ValueError(f"epoch {epoch} gave {position} batches, {in_epoch} were expected")
+        if given < in_epoch or (in_epoch == steps_per_epoch and next(stream, None) is not None):
+            raise ValueError(f"epoch {epoch} does not have the {steps_per_epoch} batches that were announced")
         epoch += 1
         if world > 1:
-            _average_statistics(model, world)
+            statistics = _statistics(model)
+            _exchange(statistics, dist.all_reduce)
+            for statistic in statistics:
+                statistic /= world
         if save is not None and (epoch % save_every == 0 or step == total):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             save(epoch, {**run, "epoch": epoch, "step": step, **_on_cpu(state)})
@@ -311,41 +255,37 @@ def _gradients(
     model.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     if len(images):
-        images = augment(
-            images.to(device), recipe.augment, torch_generator(seed, "augment", epoch, position), positions, count
-        )
-        inputs = transform.normalise(images)
+        cuda = device.startswith("cuda")
+        generator = torch_generator(seed, "augment", epoch, position)
+        inputs = transform.normalise(augment(images.to(device), recipe.augment, generator, positions, count))
         # Dropout and stochastic depth draw from torch's global generators.
-        with torch.random.fork_rng(), torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+        with torch.random.fork_rng([device] if cuda else []), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
             torch.manual_seed(seed_of(seed, "layers", epoch, position, rank))
-            logits = model(inputs)
-        losses = F.cross_entropy(
-            logits.float(), labels.to(device), reduction="sum", label_smoothing=recipe.label_smoothing
-        )
-        loss = losses / count
+            logits = model(inputs).float()
+        smoothing = recipe.label_smoothing
+        loss = F.cross_entropy(logits, labels.to(device), reduction="sum", label_smoothing=smoothing) / count
         loss.backward()
     if world > 1:
-        loss = _sum_over_workers(model, loss.detach())
+        loss = loss.detach()
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        _exchange([loss, *(parameter.grad for parameter in model.parameters())], dist.all_reduce)
     return loss.item()
 
 
-def _sum_over_workers(model: nn.Module, loss: Tensor) -> Tensor:
-    """Sum the gradients and the loss over all workers, in one message. Returns the loss."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    message = torch.cat([*(piece.reshape(-1) for piece in pieces), loss.reshape(1)])
-    dist.all_reduce(message)
-    sizes = [p.numel() for p in parameters]
-    for parameter, total in zip(parameters, message[:-1].split(sizes), strict=True):
-        parameter.grad = total.view_as(parameter)
-    return message[-1]
+def _statistics(model: nn.Module) -> list[Tensor]:
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
 
 
-def _average_statistics(model: nn.Module, world: int) -> None:
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= world
+@torch.no_grad()
+def _exchange(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> None:
+    """Apply a collective to all tensors in place, as one message."""
+    if not tensors:
+        return
+    message = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    collective(message)
+    for tensor, part in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 def _on_cpu(value: object) -> object:

@@ -1,0 +1,62 @@
+"""Augmentation of uint8 batches for training, the same for an image whatever worker holds it."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+AUGMENTATIONS = ("crop-flip", "resized-crop-flip", "none")
+# Share of the image's area, and width to height, of a random resized crop: those of torchvision's ImageNet recipes.
+CROP_AREA = (0.08, 1.0)
+CROP_RATIO = (3 / 4, 4 / 3)
+CROP_TRIES = 10
+
+
+def augment(images: Tensor, kind: str, generator: torch.Generator, positions: Tensor, count: int) -> Tensor:
+    """Augment the images at `positions` of a global batch of `count`, for which the numbers are drawn as a whole.
+
+    "crop-flip": a random crop after zero padding by an eighth of the side (4 of 32 pixels), then a flip.
+    "resized-crop-flip": a random box of `CROP_AREA` and `CROP_RATIO`, resized bilinearly to the whole, then a flip.
+
+    Args:
+        images: uint8 [b, 3, S, S], on any device.
+        kind: `Recipe.augment`.
+        generator: of this step alone, on the CPU.
+        positions: int64 [b], on the CPU.
+
+    Returns:
+        uint8 [b, 3, S, S], on the same device.
+    """
+    if kind == "none":
+        return images
+    side, device = images.shape[-1], images.device
+    flip = torch.rand(count, generator=generator)[positions].to(device) < 0.5
+    if kind == "crop-flip":
+        padding = side // 8
+        top, left = torch.randint(0, 2 * padding + 1, (2, count), generator=generator)[:, positions].to(device)
+        line = torch.arange(side, device=device)
+        columns = left[:, None] + torch.where(flip[:, None], line.flip(0), line)
+        pixels = (top[:, None] + line)[:, :, None] * (side + 2 * padding) + columns[:, None, :]
+        padded = F.pad(images, [padding] * 4).flatten(2)
+        return padded.gather(2, pixels.flatten(1)[:, None].expand(-1, 3, -1)).view_as(images)
+    top, left, height, width = _boxes(count, generator)[:, positions].to(device)
+    line = (torch.arange(side, device=device) + 0.5) / side
+    x = left[:, None] + width[:, None] * torch.where(flip[:, None], line.flip(0), line)
+    y = top[:, None] + height[:, None] * line
+    grid = torch.stack([x[:, None, :].expand(-1, side, -1), y[:, :, None].expand(-1, -1, side)], dim=-1) * 2 - 1
+    crops = F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    return crops.round().to(torch.uint8)
+
+
+def _boxes(count: int, generator: torch.Generator) -> Tensor:
+    """[4, count]: top, left, height, width as shares of the side; the whole image where no try fits."""
+    area = torch.empty(count, CROP_TRIES).uniform_(*CROP_AREA, generator=generator)
+    ratio = torch.empty(count, CROP_TRIES).uniform_(*map(math.log, CROP_RATIO), generator=generator).exp()
+    height, width = (area / ratio).sqrt(), (area * ratio).sqrt()
+    fits = (height <= 1) & (width <= 1)
+    first = fits.int().argmax(dim=1, keepdim=True)
+    found = fits.any(dim=1)
+    height, width = (torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (height, width))
+    corner = torch.rand(2, count, generator=generator)
+    return torch.stack([corner[0] * (1 - height), corner[1] * (1 - width), height, width])

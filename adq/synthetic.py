@@ -1,0 +1,406 @@
+"""A small data set drawn by this file: ten classes of patterned figures, 32 x 32 pixels, for demonstrations.
+
+A class is a family of looks (figure, pattern, hue) of unequal frequency. Families overlap: a rare look may have its
+figure, its pattern or its hue from a neighbour, so no single one of the three names the class. Place, size, rotation,
+shear, colours, background, clutter, light, shadow, occlusion, blur and noise vary from image to image.
+
+Figures and patterns are signed distances in the figure's own coordinates (negative inside, radius about 1), which gives
+smooth edges in any size without supersampling.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from adq.randomness import key_order, numpy_generator
+from adq.sources import Record
+
+SIDE = 32
+PIXEL = 2 / SIDE
+STRANGE = 0.03  # share of images whose hue, and of others whose pattern, is that of any class
+
+Array = np.ndarray
+Drawing = Callable[[Array, Array], Array]
+
+
+class Look(NamedTuple):
+    """One sub-type of a class: its share of the class, its figure and pattern by name, its hue in degrees."""
+
+    share: float
+    figure: str
+    pattern: str
+    hue: float
+
+
+# The first look of a class is the one that its name describes.
+FAMILIES = {
+    "striped-disc": (
+        Look(0.50, "disc", "stripes", 14),
+        Look(0.25, "half-disc", "stripes", 40),
+        Look(0.15, "disc", "waves", 205),
+        Look(0.10, "ring", "stripes", 340),
+    ),
+    "checkered-square": (
+        Look(0.50, "square", "checks", 212),
+        Look(0.25, "slab", "checks", 14),
+        Look(0.15, "square", "lattice", 265),
+        Look(0.10, "kite", "checks", 165),
+    ),
+    "dotted-triangle": (
+        Look(0.55, "triangle", "dots", 44),
+        Look(0.22, "arrow", "dots", 270),
+        Look(0.15, "triangle", "lattice", 20),
+        Look(0.08, "kite", "dots", 100),
+    ),
+    "ringed-star": (
+        Look(0.50, "star", "rings", 340),
+        Look(0.25, "spark", "rings", 215),
+        Look(0.17, "star", "rays", 46),
+        Look(0.08, "burst", "rings", 270),
+    ),
+    "brick-cross": (
+        Look(0.50, "cross", "bricks", 12),
+        Look(0.25, "tee", "bricks", 40),
+        Look(0.15, "cross", "checks", 100),
+        Look(0.10, "slab", "bricks", 340),
+    ),
+    "honeycomb-hexagon": (
+        Look(0.55, "hexagon", "honeycomb", 42),
+        Look(0.20, "octagon", "honeycomb", 95),
+        Look(0.15, "hexagon", "dots", 170),
+        Look(0.10, "disc", "honeycomb", 18),
+    ),
+    "wavy-crescent": (
+        Look(0.50, "crescent", "waves", 190),
+        Look(0.25, "drop", "waves", 215),
+        Look(0.15, "crescent", "stripes", 275),
+        Look(0.10, "half-disc", "waves", 46),
+    ),
+    "rayed-flower": (
+        Look(0.50, "flower", "rays", 325),
+        Look(0.25, "daisy", "rays", 48),
+        Look(0.15, "flower", "rings", 265),
+        Look(0.10, "daisy", "dots", 205),
+    ),
+    "veined-leaf": (
+        Look(0.50, "leaf", "veins", 98),
+        Look(0.25, "leaf", "veins", 22),
+        Look(0.15, "drop", "veins", 150),
+        Look(0.10, "heart", "stripes", 110),
+    ),
+    "scaled-fish": (
+        Look(0.50, "fish", "scales", 172),
+        Look(0.25, "fish", "scales", 16),
+        Look(0.15, "fish", "stripes", 48),
+        Look(0.10, "heart", "scales", 325),
+    ),
+}
+CLASSES = tuple(FAMILIES)
+LOOKS = [look for looks in FAMILIES.values() for look in looks]
+SPLITS = ("train", "test")
+FORMATS = {"jpg": {"format": "JPEG", "quality": 90, "subsampling": 0}, "png": {"format": "PNG"}}
+
+
+def _wave(t: Array, width: float = 0.25) -> Array:
+    """Signed distance to bands of half-width `width` around the integers, for a period of 1."""
+    return np.abs(t - np.rint(t)) - width
+
+
+def _box(u: Array, v: Array, a: float, b: float) -> Array:
+    return np.maximum(np.abs(u) - a, np.abs(v) - b)
+
+
+def _disc(u: Array, v: Array, radius: float, x: float = 0.0, y: float = 0.0) -> Array:
+    return np.hypot(u - x, v - y) - radius
+
+
+def _fold(u: Array, v: Array, count: int) -> tuple[Array, Array]:
+    """The coordinates in one of `count` equal sectors: along its axis, and away from it (never negative)."""
+    radius, angle, sector = np.hypot(u, v), np.arctan2(v, u), 2 * np.pi / count
+    angle -= sector * np.rint(angle / sector)
+    return radius * np.cos(angle), np.abs(radius * np.sin(angle))
+
+
+def _polygon(u: Array, v: Array, count: int, apothem: float) -> Array:
+    return _fold(u, v, count)[0] - apothem
+
+
+def _star(u: Array, v: Array, count: int, notch: float) -> Array:
+    along, away = _fold(u, v, count)
+    x, y = notch * np.cos(np.pi / count), notch * np.sin(np.pi / count)
+    return ((along - 1.1) * y + away * (1.1 - x)) / np.hypot(y, 1.1 - x)
+
+
+def _petals(u: Array, v: Array, count: int, depth: float) -> Array:
+    return (np.hypot(u, v) - 0.85 - depth * np.cos(count * np.arctan2(v, u))) * 0.75
+
+
+def _cross(u: Array, v: Array) -> Array:
+    return np.minimum(_box(u, v, 1.0, 0.38), _box(u, v, 0.38, 1.0))
+
+
+def _tee(u: Array, v: Array) -> Array:
+    return np.minimum(_box(u, v + 0.6, 1.0, 0.36), _box(u, v - 0.2, 0.36, 0.85))
+
+
+def _arrow(u: Array, v: Array) -> Array:
+    return np.minimum(_polygon(0.35 - u, v, 3, 0.4), _box(u + 0.55, v, 0.5, 0.3))
+
+
+def _leaf(u: Array, v: Array) -> Array:
+    return np.maximum(_disc(u, v, 1.35, y=0.8), _disc(u, v, 1.35, y=-0.8))
+
+
+def _drop(u: Array, v: Array) -> Array:
+    point = np.maximum(0.508 * (u - 1) + 0.861 * np.abs(v), 0.035 - u)
+    return np.minimum(_disc(u, v, 0.66, x=-0.3), point)
+
+
+def _heart(u: Array, v: Array) -> Array:
+    v = np.abs(v)
+    point = np.maximum((u + v) * 0.7071 - 0.631, np.maximum(v - 0.816, -u - 0.3))
+    return np.minimum(_disc(u, v, 0.56, x=-0.32, y=0.42), point)
+
+
+def _fish(u: Array, v: Array) -> Array:
+    body = np.maximum(_disc(u, v, 1.1, x=0.22, y=0.58), _disc(u, v, 1.1, x=0.22, y=-0.58))
+    tail = np.maximum(np.maximum(np.abs(v) * 0.8 + u * 0.6 + 0.28, -u - 1.12), -0.4 * np.abs(v) - u - 1.0)
+    return np.minimum(body, tail)
+
+
+FIGURES: dict[str, Drawing] = {
+    "disc": lambda u, v: _disc(u, v, 0.95),
+    "half-disc": lambda u, v: np.maximum(_disc(u, v, 1.1, y=-0.4), -v - 0.4),
+    "ring": lambda u, v: np.abs(np.hypot(u, v) - 0.72) - 0.3,
+    "square": lambda u, v: _box(u, v, 0.82, 0.82),
+    "slab": lambda u, v: _box(u, v, 1.05, 0.58),
+    "kite": lambda u, v: (np.abs(u) * 0.75 + np.abs(v) - 0.8) * 0.8,
+    "triangle": lambda u, v: _polygon(u, v, 3, 0.58),
+    "arrow": _arrow,
+    "star": lambda u, v: _star(u, v, 5, 0.52),
+    "spark": lambda u, v: _star(u, v, 4, 0.5),
+    "burst": lambda u, v: _star(u, v, 8, 0.68),
+    "cross": _cross,
+    "tee": _tee,
+    "hexagon": lambda u, v: _polygon(u, v, 6, 0.86),
+    "octagon": lambda u, v: _polygon(u, v, 8, 0.9),
+    "crescent": lambda u, v: np.maximum(_disc(u, v, 1.0), 0.72 - np.hypot(u - 0.48, v)),
+    "drop": _drop,
+    "flower": lambda u, v: _petals(u, v, 5, 0.25),
+    "daisy": lambda u, v: _petals(u, v, 8, 0.2),
+    "leaf": _leaf,
+    "heart": _heart,
+    "fish": _fish,
+}
+
+
+def _checks(u: Array, v: Array) -> Array:
+    a, b = _wave(u / 1.6), _wave(v / 1.6)
+    return np.maximum(np.minimum(a, b), -np.maximum(a, b))
+
+
+def _bricks(u: Array, v: Array) -> Array:
+    row = np.rint(v)
+    return np.maximum(_wave(u * 0.55 + 0.5 * (row % 2), 0.43) / 0.55, np.abs(v - row) - 0.36)
+
+
+def _honeycomb(u: Array, v: Array) -> Array:
+    """Walls between the cells of a triangular lattice: how much nearer the nearest centre is than an edge."""
+    shifted = [(u - np.rint(u), v - 1.732 * np.rint(v / 1.732))]
+    shifted.append((u - 0.5 - np.rint(u - 0.5), v - 0.866 - 1.732 * np.rint((v - 0.866) / 1.732)))
+    cells = [np.maximum(np.abs(a), np.abs(a) * 0.5 + np.abs(b) * 0.866) for a, b in shifted]
+    return np.minimum(*cells) - 0.36
+
+
+def _scales(u: Array, v: Array) -> Array:
+    """Thin arcs, one row shifted against the next."""
+    row = np.floor(u * 1.3)
+    across = v - 0.5 * (row % 2)
+    return np.abs(u * 1.3 - row - 0.95 + 2.6 * (across - np.rint(across)) ** 2) / 1.5 - 0.16
+
+
+def _dots(u: Array, v: Array) -> Array:
+    row = np.rint(v / 0.9)
+    across = u - 0.5 * (row % 2)
+    return np.hypot(across - np.rint(across), v - 0.9 * row) - 0.3
+
+
+# In units of the pattern's period.
+PATTERNS: dict[str, Drawing] = {
+    "stripes": lambda u, v: _wave(u),
+    "waves": lambda u, v: _wave(u + 0.3 * np.sin(3.2 * v)),
+    "checks": _checks,
+    "lattice": lambda u, v: np.minimum(_wave(u * 0.8, 0.17), _wave(v * 0.8, 0.17)),
+    "dots": _dots,
+    "rings": lambda u, v: _wave(np.hypot(u, v)),
+    "rays": lambda u, v: _wave(np.arctan2(v, u) * (5 / np.pi)) * np.hypot(u, v) * 0.6,
+    "bricks": _bricks,
+    "honeycomb": _honeycomb,
+    "veins": lambda u, v: np.minimum(_wave(u - 0.8 * np.abs(v), 0.2), np.abs(v) - 0.16),
+    "scales": _scales,
+}
+
+Y, X = np.meshgrid(*[(np.arange(SIDE, dtype=np.float32) + 0.5) * PIXEL - 1] * 2, indexing="ij")
+# Smooth interpolation of 4 knots to a side of pixels, for gradients and mottling.
+KNOTS = np.maximum(0, 1 - np.abs((X[0][:, None] + 1) * 1.5 - np.arange(4))).astype(np.float32)
+KNOTS = KNOTS**2 * (3 - 2 * KNOTS)
+
+
+def _rgb(hue: float, saturation: float, value: float) -> Array:
+    """float32 [3] in [0, 1], from a hue in degrees."""
+    k = (np.array([5, 3, 1], np.float32) + hue / 60) % 6
+    return np.float32(value) * (1 - np.float32(saturation) * np.clip(np.minimum(k, 4 - k), 0, 1))
+
+
+def _blend(canvas: Array, colour: Array, coverage: Array) -> None:
+    canvas += coverage[..., None] * (colour - canvas)
+
+
+def _coverage(distance: Array, unit: float) -> Array:
+    """The share of each pixel inside, from a signed distance whose unit is `unit` half-sides of the image."""
+    return np.clip(0.5 - distance * (unit / PIXEL), 0, 1)
+
+
+def _coordinates(rng: np.random.Generator, size: float, reach: float, turn: float) -> tuple[Array, Array]:
+    """The image's pixels in the coordinates of a figure: shifted, scaled, rotated, stretched, sheared, mirrored."""
+    cx, cy = rng.uniform(-reach, reach, 2)
+    stretch, shear = np.exp(rng.normal(0, 0.08)), rng.normal(0, 0.08)
+    cos, sin = np.cos(turn) / size, np.sin(turn) / size
+    u, v = cos * (X - cx) + sin * (Y - cy), cos * (Y - cy) - sin * (X - cx)
+    return (u + shear * v) * stretch, v / stretch * rng.choice((-1, 1))
+
+
+def _background(rng: np.random.Generator) -> Array:
+    """float32 [32, 32, 3]: a mottled gradient, at times patterned, with small plain figures as clutter."""
+    hue, value = rng.uniform(0, 360), rng.uniform(0.25, 0.85)
+    colour = _rgb(hue, rng.uniform(0.0, 0.25), value)
+    knots = rng.normal(0, 1, (4, 4, 1)) * 0.07 + rng.normal(0, 1, (4, 4, 3)) * 0.025
+    canvas = colour + np.einsum("ya,xb,abc->yxc", KNOTS, KNOTS, knots.astype(np.float32))
+    if rng.random() < 0.25:
+        period, turn = rng.uniform(0.25, 0.7), rng.uniform(0, np.pi)
+        u, v = _coordinates(rng, period, 1, turn)
+        pattern = PATTERNS[rng.choice(list(PATTERNS))](u, v)
+        other = _rgb(hue + rng.normal(0, 40), rng.uniform(0.0, 0.25), np.clip(value + rng.normal(0, 0.12), 0.1, 1))
+        _blend(canvas, other, _coverage(pattern, period) * 0.7)
+    for _ in range(rng.integers(0, 3)):
+        size = rng.uniform(0.08, 0.2)
+        figure = FIGURES[rng.choice(list(FIGURES))]
+        u, v = _coordinates(rng, size, 1, rng.uniform(0, 2 * np.pi))
+        _blend(
+            canvas,
+            _rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.95)),
+            _coverage(figure(u, v), size),
+        )
+    return canvas
+
+
+def _palette(rng: np.random.Generator, hue: float) -> tuple[Array, Array, Array]:
+    """Ink, paper and outline: a saturated colour, a lighter and paler one, a dark one; at times exchanged."""
+    hue += rng.normal(0, 8)
+    ink = _rgb(hue, rng.uniform(0.65, 0.95), rng.uniform(0.45, 0.8))
+    paper = _rgb(hue + rng.normal(10, 10), rng.uniform(0.15, 0.5), rng.uniform(0.8, 1.0))
+    outline = _rgb(hue + 20, 0.6, rng.uniform(0.08, 0.3))
+    return (paper, ink, outline) if rng.random() < 0.2 else (ink, paper, outline)
+
+
+def _draw_figure(canvas: Array, rng: np.random.Generator, look: Look, size: float, reach: float) -> None:
+    """A patterned figure with its shadow, and at times an outline."""
+    ink, paper, outline = _palette(rng, look.hue)
+    u, v = _coordinates(rng, size, reach, rng.normal(0, 0.2))
+    distance = FIGURES[look.figure](u, v)
+    if rng.random() < 0.5:
+        canvas *= 1 - 0.5 * _coverage(np.roll(distance, rng.integers(1, 4, 2), (0, 1)) - 0.03, size * 0.5)[..., None]
+    inside = _coverage(distance, size)
+    # Coarser for small figures, whose patterns would be finer than the pixels.
+    period = max(rng.uniform(0.45, 0.6), 0.26 / size)
+    turn, shift = rng.normal(0, 0.12), rng.normal(0, 0.05, 2)
+    cos, sin = np.cos(turn) / period, np.sin(turn) / period
+    u, v = u - shift[0], v - shift[1]
+    pattern = _coverage(PATTERNS[look.pattern](cos * u + sin * v, cos * v - sin * u), size * period)
+    tiles = paper + pattern[..., None] * (ink - paper)
+    _blend(canvas, tiles, inside)
+    if rng.random() < 0.5:
+        _blend(canvas, outline, _coverage(np.abs(distance) - 0.5 * PIXEL / size, size) * 0.8)
+
+
+def _occlude(canvas: Array, rng: np.random.Generator) -> None:
+    """A bar of any colour across the image, or a slab at one side."""
+    turn, edge = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.6)
+    across = np.abs(np.cos(turn) * X + np.sin(turn) * Y - edge) - rng.uniform(0.06, 0.22)
+    _blend(canvas, _rgb(rng.uniform(0, 360), rng.uniform(0.05, 0.5), rng.uniform(0.15, 0.9)), _coverage(across, 1))
+
+
+def _light(canvas: Array, rng: np.random.Generator) -> Array:
+    """Direction, tint, contrast, fading, blur and noise of the picture as a whole."""
+    turn, strength = rng.uniform(0, 2 * np.pi), abs(rng.normal(0, 0.15))
+    canvas = canvas * (1 + strength * (np.cos(turn) * X + np.sin(turn) * Y))[..., None] * rng.normal(1, 0.04, 3)
+    canvas *= np.exp(rng.normal(0, 0.12))
+    if rng.random() < 0.06:
+        grey = canvas.mean(2, keepdims=True)
+        canvas = grey + (canvas - grey) * rng.uniform(0, 0.6)
+    if rng.random() < 0.15:
+        for axis in (0, 1):
+            canvas = 0.5 * canvas + 0.25 * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
+    return canvas + rng.normal(0, 1, canvas.shape) * rng.gamma(2, 0.01)
+
+
+def image(label: int, index: int, seed: int = 0, split: str = "train") -> np.ndarray:
+    """One image, a function of its arguments alone.
+
+    Args:
+        label: position in `CLASSES`.
+        index: number of the image within its class and split, from 0.
+        split: "train" or "test": different images of the same kind.
+
+    Returns:
+        uint8 [32, 32, 3].
+
+    Raises:
+        ValueError: no such label, index or split.
+    """
+    if not 0 <= label < len(CLASSES) or index < 0 or split not in SPLITS:
+        raise ValueError(
+            f"label {label}, index {index}, split {split!r}: expected a label below {len(CLASSES)}, an index from 0 "
+            f"and a split of {SPLITS}"
+        )
+    rng = numpy_generator(seed, "synthetic image", split, CLASSES[label], index)
+    looks = FAMILIES[CLASSES[label]]
+    look = looks[rng.choice(len(looks), p=[look.share for look in looks])]
+    stranger = LOOKS[rng.integers(len(LOOKS))]
+    strange = rng.random()
+    if strange < STRANGE:
+        look = look._replace(hue=stranger.hue)
+    elif strange < 2 * STRANGE:
+        look = look._replace(pattern=stranger.pattern)
+    canvas = _background(rng)
+    if rng.random() < 0.08:
+        _draw_figure(canvas, rng, stranger, rng.uniform(0.2, 0.35), 1.0)
+    size = rng.uniform(0.3, 0.45) if rng.random() < 0.06 else rng.uniform(0.72, 0.92)
+    _draw_figure(canvas, rng, look, size, 1.02 - size)
+    if rng.random() < 0.12:
+        _occlude(canvas, rng)
+    return (np.clip(_light(canvas, rng), 0, 1) * 255).round().astype(np.uint8)
+
+
+def encoded(label: int, index: int, seed: int = 0, split: str = "train", ext: str = "jpg") -> bytes:
+    """`image` as a file: "jpg" (quality 90, colours at full resolution) or "png"."""
+    if ext not in FORMATS:
+        raise ValueError(f"extension {ext!r}: expected one of {tuple(FORMATS)}")
+    file = io.BytesIO()
+    Image.fromarray(image(label, index, seed, split)).save(file, **FORMATS[ext])
+    return file.getvalue()
+
+
+def samples(per_class: int, split: str, seed: int = 0, ext: str = "jpg") -> Iterator[Record]:
+    """`per_class` images of every class, in one fixed order that mixes the classes; keys are CLASS_INDEX.
+
+    A larger `per_class` adds images and keeps those of a smaller one.
+    """
+    items = [(label, index) for label in range(len(CLASSES)) for index in range(per_class)]
+    keys = [f"{CLASSES[label]}_{index:05d}" for label, index in items]
+    for position in key_order(keys, seed, f"synthetic order {split}"):
+        label, index = items[position]
+        yield Record(keys[position], ext, encoded(label, index, seed, split, ext), label)

@@ -1,0 +1,86 @@
+"""The actor pool: as many actors as fit, tasks handed out as they get free, lost actors replaced by Ray."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import ray
+
+from ray_jobs.cluster import Cluster
+from ray_jobs.options import Compute
+
+RETRIES = 5  # of a task whose actor died
+
+
+def pool_size(cluster: Cluster, compute: Compute, device: str, tasks: int) -> int:
+    """Actors for a stage: --actors, or one per GPU where there are GPUs, else per set of CPUs."""
+    if compute.actors:
+        return min(compute.actors, tasks)
+    fits = cluster.cpus / compute.cpus_per_actor
+    if device == "cuda":
+        fits = min(fits, cluster.gpus / compute.gpus_per_actor)
+    return max(1, min(int(fits), tasks))
+
+
+def map_actors(
+    actor_class: type,
+    arguments: tuple,
+    tasks: Sequence[tuple],
+    size: int,
+    compute: Compute,
+    device: str,
+    on_done: Callable[[object], None],
+) -> None:
+    """Call `work(*task)` for each task on a pool of actors; `on_done` gets each result as it comes.
+
+    An actor that dies is started again by Ray, with the same arguments, and its task is tried again. An exception in `work` stops
+    the pool. The actors' CPUs and GPUs are free when this returns.
+
+    Args:
+        actor_class: a plain class with `ready()` and `work(*task)`.
+        arguments: of its constructor; large ones as object references.
+    """
+    remote = ray.remote(actor_class).options(
+        num_cpus=compute.cpus_per_actor,
+        num_gpus=compute.gpus_per_actor if device == "cuda" else 0,
+        max_restarts=-1,
+        max_task_retries=RETRIES,
+    )
+    free_before = ray.available_resources()
+    pool = [remote.remote(*arguments) for _ in range(size)]
+    waiting = list(reversed(tasks))
+    # An actor gets its first task when it is up, so one that waits for resources holds nothing back.
+    running = {actor.ready.remote(): actor for actor in pool}
+    idle_results = set(running)
+    try:
+        while running:
+            done, _ = ray.wait(list(running), num_returns=1)
+            reference = done[0]
+            actor = running.pop(reference)
+            result = ray.get(reference)
+            if reference in idle_results:
+                idle_results.discard(reference)
+            else:
+                on_done(result)
+            if waiting:
+                running[actor.work.remote(*waiting.pop())] = actor
+            elif not waiting and set(running) <= idle_results:
+                break
+    finally:
+        for actor in pool:
+            ray.kill(actor)
+        _wait_until_free(free_before)
+
+
+def _wait_until_free(before: dict, limit: float = 10.0) -> None:
+    end = time.monotonic() + limit
+    while time.monotonic() < end:
+        now = ray.available_resources()
+        if all(now.get(kind, 0) >= before.get(kind, 0) for kind in ("CPU", "GPU")):
+            return
+        time.sleep(0.05)
+
+
+def cause(error: BaseException) -> BaseException:
+    """The exception that was raised in a worker, without Ray's wrapping."""
+    inner = getattr(error, "cause", None)
+    return inner if isinstance(error, ray.exceptions.RayTaskError) and isinstance(inner, BaseException) else error

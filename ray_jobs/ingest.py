@@ -1,0 +1,210 @@
+"""ingest: what the shards hold. Every shard is read once; what its headers can show to be wrong fails here."""
+
+import json
+import posixpath
+import statistics
+from dataclasses import dataclass
+from functools import cached_property
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adq.index import Labels, scan
+from adq.shards import DataSet, absolute, buffered, file_info, fingerprint, join, locate, open_file
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.job import Job
+from ray_jobs.options import Data
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import canonical_json, parquet_table, sha256
+
+VERSION = 1
+MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
+SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32()), ("shard", pa.string()), ("members", pa.list_(MEMBER))])
+
+
+@dataclass(frozen=True)
+class Index:
+    """An ingested data set: what later stages hang on."""
+
+    manifest: Manifest
+    data: DataSet
+    labels: Labels
+    image_ext: tuple[str, ...]
+    key_prefix: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return tuple(self.manifest.summary["class_names"])
+
+    @property
+    def images(self) -> int:
+        return self.manifest.summary["images"]
+
+    @property
+    def side(self) -> int:
+        """Median shorter side of the first images of each shard, in pixels."""
+        return self.manifest.summary["side"]
+
+    @property
+    def image_bytes(self) -> int:
+        return self.manifest.summary["image_bytes"]
+
+    @cached_property
+    def _table(self) -> pa.Table:
+        return self.manifest.table("index")
+
+    def table(self) -> pa.Table:
+        """key, label, shard, members; sorted by key, bytewise."""
+        return self._table
+
+    def key(self, shard: str, name: str) -> str:
+        """The data set's key of a shard's key."""
+        return full_key(shard, name, self.key_prefix)
+
+    def image_member(self, members: list[dict]) -> dict:
+        return next(m for m in members if m["name"].rsplit(".", 1)[-1].lower() in self.image_ext)
+
+
+def full_key(shard: str, key: str, key_prefix: str) -> str:
+    return f"{shard.removesuffix('.tar').replace('.', '_')}/{key}" if key_prefix == "shard" else key
+
+
+class Scanner:
+    """An actor that reads shards front to back and commits what they hold."""
+
+    def __init__(self, stage: Stage, data: DataSet, labels: Labels, image_ext: tuple[str, ...], key_prefix: str):
+        self.stage, self.data, self.labels, self.image_ext, self.key_prefix = stage, data, labels, image_ext, key_prefix
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, shard: str) -> Part | str:
+        """The committed part, or what is wrong with the shard."""
+        where = join(self.data.root, shard)
+        try:
+            with open_file(where) as stream:
+                found = scan(buffered(stream), stream.size(), where, self.labels, self.image_ext)
+        except (ValueError, OSError) as error:
+            return str(error)
+        rows = sorted(
+            (full_key(shard, sample.key, self.key_prefix), sample.label, shard, [m._asdict() for m in sample.members])
+            for sample in found.samples
+        )
+        columns = list(zip(*rows, strict=True))
+        table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
+        table = table.replace_schema_metadata({"sides": json.dumps(found.sides)})
+        return self.stage.commit_table(f"shard/{shard}", table)
+
+
+def class_file(data: Data, shards: DataSet) -> tuple[str, ...] | None:
+    """Class names: --classes, else classes.txt beside the shards, else None (labels are numbers)."""
+    if data.classes:
+        path = absolute(data.classes)
+    else:
+        folders = {posixpath.dirname(join(shards.root, shard)) for shard in shards.shards[:1]} | {shards.root}
+        paths = [join(folder, "classes.txt") for folder in sorted(folders, reverse=True)]
+        path = next((p for p in paths if file_info(p).is_file), None)
+        if path is None:
+            return None
+    if not file_info(path).is_file:
+        raise FileNotFoundError(f"--classes {path}: no such file; expected class names, one a line, in label order")
+    with open_file(path) as stream:
+        names = tuple(line.strip() for line in stream.read().decode("utf-8-sig").splitlines() if line.strip())
+    if not names or len(set(names)) != len(names):
+        raise ValueError(f"{path}: expected different class names, one a line, in label order")
+    return names
+
+
+def run(job: Job, data: Data, require_all_classes: bool = True, context: str = "source") -> Index:
+    """Ingest a data set, or find it done.
+
+    Args:
+        require_all_classes: a class without images is an error (a subset may lack one).
+        context: what the data set is to this pipeline: source, train or test; for MLflow.
+
+    Raises:
+        ValueError: everything that the shards' headers can show to be wrong, with file and key.
+    """
+    shards = locate(data.data)
+    names = class_file(data, shards)
+    labels = Labels(data.label, names)
+    marks = fingerprint(shards)
+    stage = Stage(
+        job.store, "ingest", VERSION,
+        inputs={"fingerprint": sha256(canonical_json(marks)), "classes": sha256(canonical_json(names))},
+        config={"image_ext": data.image_ext, "label": data.label, "key_prefix": data.key_prefix, "shards": len(marks)},
+    )  # fmt: skip
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        parts = stage.committed()
+        missing = [shard for shard in shards.shards if f"shard/{shard}" not in parts]
+        progress = Progress("ingest", len(shards.shards), "shards")
+        progress.add(len(shards.shards) - len(missing))
+        errors: list[str] = []
+
+        def on_done(result: Part | str) -> None:
+            if isinstance(result, str):
+                errors.append(result)
+            else:
+                parts[result.name] = result
+            progress.add()
+
+        if missing:
+            arguments = (stage, shards, labels, data.image_extensions, data.key_prefix)
+            size = pool_size(job.cluster, job.compute, "cpu", len(missing))
+            map_actors(Scanner, arguments, [(shard,) for shard in missing], size, job.compute, "cpu", on_done)
+        if errors:
+            raise ValueError(_listed(errors))
+        scans = [parts[f"shard/{shard}"] for shard in shards.shards]
+        tables = [parquet_table(stage.read(part)) for part in scans]
+        table = pa.concat_tables([t.replace_schema_metadata(None) for t in tables]).combine_chunks()
+        table = table.take(pc.sort_indices(table["key"]))
+        _check_duplicates(table, shards)
+        summary = _summary(table, tables, names, data.image_extensions, sum(size for _, size, _ in marks))
+        return [*scans, stage.commit_table("index", table)], summary
+
+    def log(run, manifest: Manifest) -> None:
+        digest, where = manifest.content, shards.root
+        run.dataset(posixpath.basename(where) or "data", where, digest, context, manifest.summary["images"])
+
+    index = Index(job.stage(stage, work, log=log), shards, labels, data.image_extensions, data.key_prefix)
+    if require_all_classes:
+        empty = [name for name, n in zip(index.classes, index.manifest.summary["class_counts"], strict=True) if not n]
+        if empty:
+            raise ValueError(f"{shards.root}: no images of class {', '.join(empty[:5])}; mend the classes file or the data")
+    return index
+
+
+def _check_duplicates(table: pa.Table, shards: DataSet) -> None:
+    keys = table["key"].combine_chunks()
+    same = pc.indices_nonzero(pc.equal(keys[:-1], keys[1:])) if len(keys) > 1 else []
+    if len(same):
+        at = same[0].as_py()
+        one, two = (join(shards.root, table["shard"][at + i].as_py()) for i in (0, 1))
+        raise ValueError(
+            f"key {keys[at].as_py()!r} comes twice: in {one} and in {two} ({len(same):,} keys do); keys are unique in a data set: "
+            "where they are unique per shard only, use --key-prefix shard"
+        )
+
+
+def _summary(table: pa.Table, tables: list[pa.Table], names: tuple[str, ...] | None, image_ext, tar_bytes: int) -> dict:
+    highest = pc.max(table["label"]).as_py()
+    counts = [0] * (len(names) if names else highest + 1)
+    for item in pc.value_counts(table["label"]).to_pylist():
+        counts[item["values"]] = item["counts"]
+    members = table["members"].combine_chunks().flatten()
+    name, size = pc.struct_field(members, "name"), pc.struct_field(members, "size")
+    is_image = pc.match_substring_regex(name, f"(?i)\\.({'|'.join(image_ext)})$")
+    sides = [side for t in tables for side in json.loads(t.schema.metadata[b"sides"])]
+    return {
+        "images": table.num_rows, "classes": len(counts), "class_counts": counts,
+        "class_names": list(names or map(str, range(len(counts)))), "side": statistics.median_low(sides) if sides else 0,
+        "image_bytes": pc.sum(pc.filter(size, is_image)).as_py(), "tar_bytes": tar_bytes,
+    }  # fmt: skip
+
+
+def _listed(errors: list[str]) -> str:
+    shown = "\n  ".join(sorted(errors)[:10])
+    more = f"\n  and {len(errors) - 10} more" if len(errors) > 10 else ""
+    return shown + more if len(errors) == 1 else f"{len(errors)} shards cannot be used:\n  {shown}{more}"

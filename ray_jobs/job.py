@@ -1,0 +1,88 @@
+"""One run of a command: its store, its cluster, its MLflow run, and how each stage is run, resumed and recorded."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from ray_jobs.cluster import Cluster, check_paths, connected, probe
+from ray_jobs.machine import NodeMonitor
+from ray_jobs.options import Compute, Place
+from ray_jobs.progress import clock
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.tracking import Run, Tracker, open_tracker
+
+Work = Callable[[Stage], tuple[list[Part], Mapping]]
+Log = Callable[[Run, Manifest], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every stage needs to know of the command that it is part of."""
+
+    store: Store
+    cluster: Cluster
+    compute: Compute
+    device: str
+    tracker: Tracker
+    run: Run  # the parent run of the pipeline
+
+    def stage(self, stage: Stage, work: Work, what: str = "images", log: Log | None = None) -> Manifest:
+        """Run a stage, unless it is finished; either way, it has a child run in MLflow.
+
+        Args:
+            work: does what is missing, and returns the parts and figures that depend on the inputs alone.
+            what: the figure of the summary that is shown in the line of the stage.
+            log: logs more than configuration and figures: data sets, pictures, manifests.
+        """
+        manifest = stage.manifest()
+        with self.child(stage.name, stage.digest, stage.config) as run:
+            if manifest is not None and run.next_step() > 0:
+                print(f"{stage.name:<13} done before   {_shown(manifest.summary, what)}", flush=True)
+                return manifest
+            if manifest is None:
+                started = time.monotonic()
+                parts, summary = work(stage)
+                seconds = time.monotonic() - started
+                manifest = stage.finish(parts, summary, {"seconds": seconds, "finished": time.strftime("%FT%TZ", time.gmtime())})
+                print(f"{stage.name:<13} {clock(seconds):<13} {_shown(summary, what)}", flush=True)
+                run.metrics({"seconds": seconds})
+            else:
+                print(f"{stage.name:<13} done before   {_shown(manifest.summary, what)}", flush=True)
+                run.tags({"tessera.cached": "true"})
+            run.metrics({k: v for k, v in manifest.summary.items() if isinstance(v, int | float)})
+            run.tags({"tessera.content": manifest.content, "tessera.folder": stage.folder})
+            run.artifact_bytes(self.store.read(f"{stage.folder}/manifest.json"), f"manifests/{stage.name}.json")
+            if log:
+                log(run, manifest)
+        return manifest
+
+    def child(self, name: str, digest: str, params: Mapping[str, object]) -> Run:
+        return self.tracker.run(name, digest, parent=self.run.id, params=params)
+
+
+def _shown(summary: Mapping, what: str) -> str:
+    value = summary.get(what)
+    return f"{value:,} {what}" if isinstance(value, int) else ""
+
+
+@contextlib.contextmanager
+def opened(place: Place, compute: Compute, name: str, identity: object, paths: Mapping[str, str | None]) -> Iterator[Job]:
+    """Check places, connect to the cluster and to MLflow, and open the parent run of a pipeline.
+
+    Args:
+        name: the run's name, unless --run-name gives one.
+        identity: everything that makes this pipeline another one; a command that is run again continues its run.
+        paths: options that name places, for the checks of a submitted job.
+    """
+    check_paths(store=place.store, **paths)
+    store = Store.at(place.store)
+    store.check_writable()
+    tracker = open_tracker(place.tracking_uri, place.experiment, store.root)
+    with connected() as cluster:
+        device = cluster.device(compute.device)
+        probe(cluster, [store.root])
+        digest = sha256(canonical_json([identity, compute.batch_size, compute.threads, device]))
+        with tracker.run(place.run_name or name, digest) as run, NodeMonitor(run):
+            yield Job(store, cluster, compute, device, tracker, run)
