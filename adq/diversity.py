@@ -34,9 +34,7 @@ class Head(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(features))
         self.register_buffer("std", torch.ones(features))
-        self.layers = nn.Sequential(
-            nn.Linear(features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim)
-        )
+        self.layers = nn.Sequential(nn.Linear(features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim))
 
     def standardize(self, x: torch.Tensor) -> None:
         self.mean.copy_(x.mean(dim=0))
@@ -72,7 +70,9 @@ def train_discriminator(
         ValueError: fewer than two images.
     """
     if len(features) < 2:
-        raise ValueError(f"the discriminator needs at least two images in each half of the data, and has {len(features)}")
+        raise ValueError(
+            f"the discriminator needs at least two images in each half of the data, and has {len(features)}"
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "discriminator", name))
         head = Head(features.shape[1], config)
@@ -172,7 +172,9 @@ def top_share(ratio: np.ndarray, top: float = 0.01) -> float:
     return float(np.sort(ratio)[-count:].sum() / total) if total > 0 else 0.0
 
 
-def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int, generator: np.random.Generator, draws: int = 200) -> float:
+def bootstrap_error(
+    statistic: Callable[[np.ndarray], float], count: int, generator: np.random.Generator, draws: int = 200
+) -> float:
     """Standard error of a bin's score by bootstrap over its images: `statistic` of resampled positions into the bin."""
     values = [statistic(generator.integers(0, count, count)) for _ in range(draws)]
     return float(np.std(values))

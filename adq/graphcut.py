@@ -10,8 +10,9 @@ a Gram matrix. No N x N kernel is ever made.
 
 Exactness. Rows are rounded once to multiples of 2^-40 (times a power of two for raw vectors), so the sums A and T are exact
 integers and do not depend on the order of addition. The deciding value of a row is one fixed float64 expression of that
-row and the sums (`_Rows.decide`), evaluated row by row, so that equal rows have equal values. Everything faster is a filter: it keeps
-every row whose value could be the largest within `margin`, a bound of the float64 rounding errors. Ties go to the lowest index.
+row and the sums (`_Rows.decide`), evaluated row by row, so that equal rows have equal values. Everything faster is a
+filter: it keeps every row whose value could be the largest within `margin`, a bound of the float64 rounding errors. Ties go
+to the lowest index.
 
 The lazy step. A refresh computes v for all rows and keeps the best M as candidates, whose values are then updated by their Gram
 matrix. After k picks with sum P, any vector c, any vector m and Q = P - k c, an outsider y has
@@ -162,7 +163,10 @@ class _Picker:
         while len(out) < picks:
             if done == 0:
                 row = first
-            elif done >= horizon or (row := self._certain(candidates, values, margin, start, end, done, mean, drift, radius)) is None:
+            elif (
+                done >= horizon
+                or (row := self._certain(candidates, values, margin, start, end, done, mean, drift, radius)) is None
+            ):
                 break
             out.append(self._take(row))
             done += 1

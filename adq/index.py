@@ -86,7 +86,9 @@ def split_name(name: str, where: str) -> tuple[str, str]:
     folder, _, base = name.rpartition("/")
     parts = base.split(".")
     if len(parts) > 2:
-        raise ValueError(f"{where}: member {name!r} has more than one dot; rename it so that only the extension has one")
+        raise ValueError(
+            f"{where}: member {name!r} has more than one dot; rename it so that only the extension has one"
+        )
     if len(parts) < 2 or not parts[0] or not parts[1]:
         raise ValueError(f"{where}: member {name!r} has no key or no extension; expected KEY.EXT")
     return (f"{folder}/{parts[0]}" if folder else parts[0]), parts[1].lower()

@@ -54,7 +54,9 @@ def nested_counts(round_between: Rounding, sizes: np.ndarray, total: int, unit: 
     return counts
 
 
-def largest_remainder(total: int, targets: np.ndarray, low: np.ndarray, high: np.ndarray, ties: np.ndarray) -> np.ndarray:
+def largest_remainder(
+    total: int, targets: np.ndarray, low: np.ndarray, high: np.ndarray, ties: np.ndarray
+) -> np.ndarray:
     """Largest remainder between two bounds: floors first, then one by one to what is furthest below its target.
 
     Args:
@@ -73,7 +75,12 @@ def largest_remainder(total: int, targets: np.ndarray, low: np.ndarray, high: np
 
 
 def joint_rounding(
-    targets: np.ndarray, rows: np.ndarray, low: np.ndarray, high: np.ndarray, columns: tuple[np.ndarray, np.ndarray], ties: np.ndarray
+    targets: np.ndarray,
+    rows: np.ndarray,
+    low: np.ndarray,
+    high: np.ndarray,
+    columns: tuple[np.ndarray, np.ndarray],
+    ties: np.ndarray,
 ) -> tuple[np.ndarray, bool]:
     """Round a table so that each row sums to its count and each column stays between two counts wherever supply allows.
 

@@ -47,15 +47,20 @@ def shares(importance: np.ndarray, sizes: np.ndarray, total: float, alpha: float
 
 
 def quotas(
-    importance: np.ndarray, sizes: np.ndarray, keep: float, alpha: float = 0.65, allocation: str = "share", seed: int = 0
+    importance: np.ndarray,
+    sizes: np.ndarray,
+    keep: float,
+    alpha: float = 0.65,
+    allocation: str = "share",
+    seed: int = 0,
 ) -> np.ndarray:
     """Images kept of every bin (ADQ eq. 9 and 10).
 
     Args:
         importance: float [m], eq. 8. sizes: int [m], N_n. keep: the keep ratio rho in (0, 1].
         alpha: 0 is exactly DQ for every rho; 1 is the published code's rule.
-        allocation: "share" (ours), "code" (alpha = 1), or "literal": eq. 10 as printed, floor(N_n (alpha I_n + (1 - alpha) N_n / N)),
-            which does not know rho.
+        allocation: "share" (ours), "code" (alpha = 1), or "literal": eq. 10 as printed,
+            floor(N_n (alpha I_n + (1 - alpha) N_n / N)), which does not know rho.
         seed: breaks ties.
 
     Returns:

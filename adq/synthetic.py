@@ -208,7 +208,7 @@ def _bricks(u: Array, v: Array) -> Array:
 
 
 def _honeycomb(u: Array, v: Array) -> Array:
-    """Walls between the cells of a triangular lattice: how much nearer the nearest centre is than an edge."""
+    """Hexagonal cells around the centres of a triangular lattice; the walls between them are outside."""
     shifted = [(u - np.rint(u), v - 1.732 * np.rint(v / 1.732))]
     shifted.append((u - 0.5 - np.rint(u - 0.5), v - 0.866 - 1.732 * np.rint((v - 0.866) / 1.732)))
     cells = [np.maximum(np.abs(a), np.abs(a) * 0.5 + np.abs(b) * 0.866) for a, b in shifted]
@@ -289,17 +289,14 @@ def _background(rng: np.random.Generator) -> Array:
         size = rng.uniform(0.08, 0.2)
         figure = FIGURES[rng.choice(list(FIGURES))]
         u, v = _coordinates(rng, size, 1, rng.uniform(0, 2 * np.pi))
-        _blend(
-            canvas,
-            _rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.95)),
-            _coverage(figure(u, v), size),
-        )
+        colour = _rgb(rng.uniform(0, 360), rng.uniform(0.1, 0.7), rng.uniform(0.2, 0.95))
+        _blend(canvas, colour, _coverage(figure(u, v), size))
     return canvas
 
 
 def _palette(rng: np.random.Generator, hue: float) -> tuple[Array, Array, Array]:
     """Ink, paper and outline: a saturated colour, a lighter and paler one, a dark one; at times exchanged."""
-    hue += rng.normal(0, 8)
+    hue += rng.normal(0, 7)
     ink = _rgb(hue, rng.uniform(0.65, 0.95), rng.uniform(0.45, 0.8))
     paper = _rgb(hue + rng.normal(10, 10), rng.uniform(0.15, 0.5), rng.uniform(0.8, 1.0))
     outline = _rgb(hue + 20, 0.6, rng.uniform(0.08, 0.3))
@@ -327,21 +324,21 @@ def _draw_figure(canvas: Array, rng: np.random.Generator, look: Look, size: floa
 
 
 def _occlude(canvas: Array, rng: np.random.Generator) -> None:
-    """A bar of any colour across the image, or a slab at one side."""
+    """A bar of any colour across the image."""
     turn, edge = rng.uniform(0, 2 * np.pi), rng.uniform(0.1, 0.6)
     across = np.abs(np.cos(turn) * X + np.sin(turn) * Y - edge) - rng.uniform(0.06, 0.22)
     _blend(canvas, _rgb(rng.uniform(0, 360), rng.uniform(0.05, 0.5), rng.uniform(0.15, 0.9)), _coverage(across, 1))
 
 
 def _light(canvas: Array, rng: np.random.Generator) -> Array:
-    """Direction, tint, contrast, fading, blur and noise of the picture as a whole."""
+    """Direction, tint, brightness, fading, blur and noise of the picture as a whole."""
     turn, strength = rng.uniform(0, 2 * np.pi), abs(rng.normal(0, 0.15))
     canvas = canvas * (1 + strength * (np.cos(turn) * X + np.sin(turn) * Y))[..., None] * rng.normal(1, 0.04, 3)
     canvas *= np.exp(rng.normal(0, 0.12))
-    if rng.random() < 0.06:
+    if rng.random() < 0.04:
         grey = canvas.mean(2, keepdims=True)
         canvas = grey + (canvas - grey) * rng.uniform(0, 0.6)
-    if rng.random() < 0.15:
+    if rng.random() < 0.12:
         for axis in (0, 1):
             canvas = 0.5 * canvas + 0.25 * (np.roll(canvas, 1, axis) + np.roll(canvas, -1, axis))
     return canvas + rng.normal(0, 1, canvas.shape) * rng.gamma(2, 0.01)
@@ -376,11 +373,11 @@ def image(label: int, index: int, seed: int = 0, split: str = "train") -> np.nda
     elif strange < 2 * STRANGE:
         look = look._replace(pattern=stranger.pattern)
     canvas = _background(rng)
-    if rng.random() < 0.08:
+    if rng.random() < 0.06:
         _draw_figure(canvas, rng, stranger, rng.uniform(0.2, 0.35), 1.0)
-    size = rng.uniform(0.3, 0.45) if rng.random() < 0.06 else rng.uniform(0.72, 0.92)
+    size = rng.uniform(0.3, 0.45) if rng.random() < 0.05 else rng.uniform(0.72, 0.92)
     _draw_figure(canvas, rng, look, size, 1.02 - size)
-    if rng.random() < 0.12:
+    if rng.random() < 0.1:
         _occlude(canvas, rng)
     return (np.clip(_light(canvas, rng), 0, 1) * 255).round().astype(np.uint8)
 
@@ -397,7 +394,7 @@ def encoded(label: int, index: int, seed: int = 0, split: str = "train", ext: st
 def samples(per_class: int, split: str, seed: int = 0, ext: str = "jpg") -> Iterator[Record]:
     """`per_class` images of every class, in one fixed order that mixes the classes; keys are CLASS_INDEX.
 
-    A larger `per_class` adds images and keeps those of a smaller one.
+    A larger `per_class` adds images and keeps those of a smaller one. The splits share keys, not images.
     """
     items = [(label, index) for label in range(len(CLASSES)) for index in range(per_class)]
     keys = [f"{CLASSES[label]}_{index:05d}" for label, index in items]

@@ -172,7 +172,9 @@ def run(job: Job, data: Data, require_all_classes: bool = True, context: str = "
     if require_all_classes:
         empty = [name for name, n in zip(index.classes, index.manifest.summary["class_counts"], strict=True) if not n]
         if empty:
-            raise ValueError(f"{shards.root}: no images of class {', '.join(empty[:5])}; mend the classes file or the data")
+            raise ValueError(
+                f"{shards.root}: no images of class {', '.join(empty[:5])}; mend the classes file or the data"
+            )
     return index
 
 

@@ -45,7 +45,9 @@ class Job:
                 started = time.monotonic()
                 parts, summary = work(stage)
                 seconds = time.monotonic() - started
-                manifest = stage.finish(parts, summary, {"seconds": seconds, "finished": time.strftime("%FT%TZ", time.gmtime())})
+                manifest = stage.finish(
+                    parts, summary, {"seconds": seconds, "finished": time.strftime("%FT%TZ", time.gmtime())}
+                )
                 print(f"{stage.name:<13} {clock(seconds):<13} {_shown(summary, what)}", flush=True)
                 run.metrics({"seconds": seconds})
             else:
@@ -68,7 +70,9 @@ def _shown(summary: Mapping, what: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(place: Place, compute: Compute, name: str, identity: object, paths: Mapping[str, str | None]) -> Iterator[Job]:
+def opened(
+    place: Place, compute: Compute, name: str, identity: object, paths: Mapping[str, str | None]
+) -> Iterator[Job]:
     """Check places, connect to the cluster and to MLflow, and open the parent run of a pipeline.
 
     Args:

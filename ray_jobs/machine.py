@@ -119,7 +119,7 @@ class NodeMonitor:
         for node_id in self._nodes.keys() - alive.keys():
             self._nodes.pop(node_id).close()
         names = {node.name for node in self._nodes.values()}
-        for node_id in alive.keys() - self._nodes.keys():
+        for node_id in sorted(alive.keys() - self._nodes.keys()):
             name = re.sub(r"[^\w.-]", "_", alive[node_id]["NodeManagerHostname"])
             if name in names:  # several nodes on one machine
                 name = f"{name}-{node_id[:6]}"

@@ -63,6 +63,7 @@ class Backbone:
 
     backbone: str | None = option(None, "Network by name. [default: vit_b_16 from 96 px; below, resnet18 on GPUs and convnet-d3-w64 on CPUs]", metavar="NAME")  # fmt: skip
     weights: str | None = option(None, "torchvision's name (IMAGENET1K_V1), a local file, or train:EPOCHS on the data itself. [default: DEFAULT of torchvision from 96 px; below, train:10]", metavar="NAME|FILE|train:EPOCHS")  # fmt: skip
+    feature_seed: int = option(0, "Seed of the backbone's training and of the augmented views.")
     train_workers: int = option(1, "Ray Train workers where the backbone is trained.")
     embeddings: str | None = option(None, "Your own embeddings for the bins: .npy in key order, or Parquet with key and embedding.", metavar="FILE")  # fmt: skip
 
@@ -80,14 +81,18 @@ class Selection:
     scope: str = option("class", "GraphCut inside each class, or over the whole data set.", ("class", "global"))
     bins: int = option(10, "Number of bins m.")
     normalize: str = option("l2", "l2: embeddings are made unit vectors; none: raw distances.", ("l2", "none"))
-    centre: str = option("none", "class: subtract the class mean from the embeddings before GraphCut.", ("none", "class"))
+    centre: str = option(
+        "none", "class: subtract the class mean from the embeddings before GraphCut.", ("none", "class")
+    )
     scores: str = option("both", "Scores that make the importance.", ("both", "texture", "diversity"))
     diversity: str = option("mean", "mean is eq. 5; log is less ruled by a few images; code is 1 / mean cosine.", ("mean", "log", "code"))  # fmt: skip
     temperature: float = option(0.07, "Temperature tau of the discriminator and of eq. 5.")
     score_norm: str = option("minmax", "How scores are brought to one scale over the bins.", ("minmax", "zscore"))
     alpha: float = option(0.65, "Weight of the importance: 0 is exactly DQ, 1 is importance alone.")
     allocation: str = option("share", "share respects --keep; literal is eq. 10 as printed; code is the published code's rule.", ALLOCATIONS)  # fmt: skip
-    balance: str = option("class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES)
+    balance: str = option(
+        "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
+    )
     seed: int = option(0, "Seed of every random draw.")
 
     def __post_init__(self):

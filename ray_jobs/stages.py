@@ -74,11 +74,13 @@ class Stage:
     def commit(self, name: str, data: bytes, rows: int, suffix: str) -> Part:
         """Write a part, then its marker. Two writers of the same part do no harm."""
         digest = sha256(data)
-        safe = name.replace("/", "__")
-        part = Part(name, f"{self.folder}/parts/{safe}-{digest[:16]}.{suffix}", len(data), rows, digest)
+        part = Part(name, self.part_path(name, digest, suffix), len(data), rows, digest)
         self.store.write(part.path, data)
-        self.store.write_json(f"{self.folder}/parts/{safe}.json", part.__dict__)
+        self.store.write_json(f"{self.folder}/parts/{_safe(name)}.json", part.__dict__)
         return part
+
+    def part_path(self, name: str, digest: str, suffix: str) -> str:
+        return f"{self.folder}/parts/{_safe(name)}-{digest[:16]}.{suffix}"
 
     def commit_table(self, name: str, table: pa.Table) -> Part:
         return self.commit(name, parquet_bytes(table), table.num_rows, "parquet")
@@ -88,8 +90,7 @@ class Stage:
         files = self.store.names(f"{self.folder}/parts")
         markers = self.store.read_all([f"{self.folder}/parts/{f}" for f in files if f.endswith(".json")])
         parts = [Part(**json.loads(marker)) for marker in markers]
-        there = {f"{self.folder}/parts/{f}" for f in files}
-        return {part.name: part for part in parts if part.path in there and self.store.size(part.path) == part.bytes}
+        return {part.name: part for part in parts if self.store.size(part.path) == part.bytes}
 
     def read(self, part: Part) -> bytes:
         """The bytes of a part, checked. Raises ValueError where they are not what was committed."""
@@ -120,14 +121,22 @@ class Stage:
         if value is None:
             return None
         parts = tuple(Part(**part) for part in value["parts"])
-        there = {f"{self.folder}/parts/{name}" for name in self.store.names(f"{self.folder}/parts")}
-        if any(part.path not in there for part in parts):
+        if value["digest"] != self.digest or not self.there(parts):
             return None
         return Manifest(self, parts, value["summary"], value["content"])
+
+    def there(self, parts: tuple[Part, ...]) -> bool:
+        """Whether every part's file is there; one listing, not a request a part."""
+        names = {f"{self.folder}/parts/{name}" for name in self.store.names(f"{self.folder}/parts")}
+        return all(part.path in names for part in parts)
 
     def run_facts(self) -> dict:
         """run.json: time, host, versions; empty where there is none."""
         return self.store.read_json(f"{self.folder}/run.json") or {}
+
+
+def _safe(name: str) -> str:
+    return name.replace("/", "__")
 
 
 def _versions() -> dict[str, str]:

@@ -6,7 +6,16 @@ import torch
 import torch.nn.functional as F
 
 from adq.diversity import (
-    Discriminator, Head, bootstrap_error, cosines, diversity, halves, info_nce, ratios, retrieval, top_share,
+    Discriminator,
+    Head,
+    bootstrap_error,
+    cosines,
+    diversity,
+    halves,
+    info_nce,
+    ratios,
+    retrieval,
+    top_share,
     train_discriminator,
 )  # fmt: skip
 

@@ -21,7 +21,10 @@ def brute_force(x: np.ndarray, sizes: list[int], choices: np.ndarray, lam: float
         universe = list(left)
         for _ in range(size):
             rest = [p for p in left if p not in inside]
-            gain = {i: distance[i, inside].sum() - lam * distance[i, universe].sum() + lam * distance[i, inside].sum() for i in rest}
+            gain = {
+                i: distance[i, inside].sum() - lam * distance[i, universe].sum() + lam * distance[i, inside].sum()
+                for i in rest
+            }
             pick = choices[len(x) - len(left) + len(inside)]
             best = max(gain.values())
             assert pick in gain, "picked twice"

@@ -94,7 +94,9 @@ def test_alpha_zero_is_dq_whatever_the_importance():
 
 def test_code_and_literal_allocations():
     importance, sizes = np.array([0.0, 1.0, 2.0]), np.array([100, 100, 100])
-    assert quotas(importance, sizes, 0.1, allocation="code").tolist() == quotas(importance, sizes, 0.1, alpha=1).tolist()
+    assert (
+        quotas(importance, sizes, 0.1, allocation="code").tolist() == quotas(importance, sizes, 0.1, alpha=1).tolist()
+    )
     # Eq. 10 as printed: floor(100 * (0.65 I + 0.35 / 3)) = 11, 76, 141 cut to 100, whatever the keep ratio.
     assert quotas(importance, sizes, 0.1, allocation="literal").tolist() == [11, 76, 100]
     table = class_table(importance, np.full((3, 4), 25), 0.1, allocation="literal")

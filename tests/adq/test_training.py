@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from datetime import timedelta
 from functools import partial
 
 import numpy as np
@@ -180,7 +181,8 @@ def test_the_mean_gradient_is_the_same_for_any_world(world, monkeypatch):
 
 def distributed_worker(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    meeting = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=120)}
+    dist.init_process_group("gloo", rank=rank, world_size=world, **meeting)
     images, recipe = striped_images(9), Recipe(epochs=2, batch_size=4)
     losses: list[float] = []
     # Other initial weights than worker 0, whose weights count.
@@ -195,7 +197,11 @@ def test_two_processes_train_the_network_of_one(tmp_path):
     losses = []
     recipe = Recipe(epochs=2, batch_size=4)
     alone = run(network(), striped_images(9), recipe, on_step=lambda step, loss: losses.append(loss)).state_dict()
-    mp.start_processes(distributed_worker, args=(2, str(tmp_path)), nprocs=2, start_method="spawn")
+    other_process = mp.get_context("spawn").Process(target=distributed_worker, args=(1, 2, str(tmp_path)))
+    other_process.start()
+    distributed_worker(0, 2, str(tmp_path))
+    other_process.join()
+    assert other_process.exitcode == 0
     (first, stateful, reported), (second, other, reported_too) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)
     )

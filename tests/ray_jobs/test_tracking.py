@@ -11,12 +11,14 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
 from matplotlib.figure import Figure
 
-from ray_jobs.machine import NodeMonitor
+from ray_jobs import machine
+from ray_jobs.machine import NodeMonitor, NodeSampler
 from ray_jobs.tracking import open_tracker
 
 SHA256 = "0123456789abcdef" * 4
@@ -216,11 +218,11 @@ def test_everything_lies_inside_the_store(tmp_path, monkeypatch):
     assert run.id in tracker.link(run)
 
 
-def test_a_remote_store_needs_a_tracking_uri(tmp_path, monkeypatch):
+def test_a_remote_store_needs_a_tracking_uri(sqlite_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match=r"--tracking-uri or MLFLOW_TRACKING_URI"):
         open_tracker(None, "remote", "s3://bucket/runs")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/new/team.db")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{sqlite_store}/mlflow.db")
     tracker = open_tracker(None, "remote", "s3://bucket/runs/")
     location = tracker.client.get_experiment(tracker.experiment_id).artifact_location
     assert location == "s3://bucket/runs/mlflow-artifacts"
@@ -242,12 +244,36 @@ def test_unusable_addresses_say_what_to_do(tmp_path):
     assert "secret" not in str(caught.value)
 
 
-def test_a_deleted_experiment_is_an_error(tmp_path, monkeypatch):
+def test_a_deleted_experiment_is_an_error(sqlite_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    tracker = open_tracker(None, "gone", str(tmp_path))
+    tracker = open_tracker(None, "gone", str(sqlite_store))
     tracker.client.delete_experiment(tracker.experiment_id)
     with pytest.raises(ValueError, match="mlflow experiments restore"):
-        open_tracker(None, "gone", str(tmp_path))
+        open_tracker(None, "gone", str(sqlite_store))
+
+
+def test_a_gpu_that_lacks_a_counter_still_shows_the_others(monkeypatch):
+    def lacking(_):
+        raise machine.pynvml.NVMLError_NotSupported()
+
+    answers = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda number: number,
+        "nvmlDeviceGetMemoryInfo": lambda _: SimpleNamespace(used=20e9, total=80e9),
+        "nvmlDeviceGetUtilizationRates": lacking,
+        "nvmlDeviceGetPowerUsage": lambda _: 350_000,
+        "nvmlDeviceGetEnforcedPowerLimit": lambda _: 700_000,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(machine.pynvml, name, answer)
+    values = NodeSampler().sample()
+    assert {name: value for name, value in values.items() if name.startswith("gpu")} == {
+        "gpu_0_memory_usage_percentage": 25.0,
+        "gpu_0_memory_usage_megabytes": 20_000.0,
+        "gpu_0_power_usage_watts": 350.0,
+        "gpu_0_power_usage_percentage": 50.0,
+    }
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,185 @@
+"""`python -m ray_jobs JOB`: the command line. Options come from the dataclasses of each job."""
+
+import os
+
+# Nothing is sent anywhere, and Ray's warnings about its own future do not drown the progress.
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
+
+import click
+import ray
+
+from adq.models import check_pair
+from ray_jobs import compress as pipeline
+from ray_jobs.actors import cause
+from ray_jobs.convert import Conversion, convert
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+
+SEVERAL = ("--data", "--train", "--test")
+RENAMED = {"from_path": "from"}
+
+
+def options(*groups: type) -> Callable:
+    """Add an option for every field of some dataclasses; the command gets one object of each, in that order."""
+
+    def decorate(function: Callable) -> Callable:
+        def call(**values):
+            values.pop("config")
+            built = [group(**{f.name: values.pop(f.name) for f in fields(group)}) for group in groups]
+            return function(*built, **values)
+
+        call.__name__, call.__doc__ = function.__name__, function.__doc__
+        call.__click_params__ = getattr(function, "__click_params__", [])
+        for group in reversed(groups):
+            hints = get_type_hints(group)
+            for f in reversed(fields(group)):
+                call = _click_option(f, hints[f.name])(call)
+        return click.option(
+            "--config", metavar="FILE", is_eager=True, expose_value=True, callback=_read_config,
+            help="A TOML file of these options; the command line wins.",
+        )(call)  # fmt: skip
+
+    return decorate
+
+
+def _click_option(f, hint: type) -> Callable:
+    name = "--" + RENAMED.get(f.name, f.name).replace("_", "-")
+    if isinstance(hint, UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    shared = {"help": f.metadata["help"], "show_default": f.default not in (None, ())}
+    if hint is bool:
+        return click.option(name, f.name, is_flag=True, default=f.default, **shared)
+    if get_origin(hint) is tuple:
+        return click.option(name, f.name, multiple=True, metavar=f.metadata["metavar"], **shared)
+    kind = click.Choice(f.metadata["choices"]) if f.metadata["choices"] else hint
+    return click.option(name, f.name, type=kind, default=f.default, metavar=f.metadata["metavar"], **shared)
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, "rb") as file:
+            values = tomllib.load(file)
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise click.ClickException(f"--config {path}: {error}") from error
+    flat = {k: v for k, v in values.items() if not isinstance(v, dict)} | values.get(context.info_name, {})
+    flat = {k.replace("-", "_"): v for k, v in flat.items()}
+    names = {p.name: p for p in context.command.params}
+    spoken = {RENAMED.get(name, name): name for name in names}
+    unknown = sorted(set(flat) - set(spoken))
+    if unknown:
+        raise click.ClickException(f"--config {path}: unknown option {', '.join(unknown)}; see --help")
+    for key, value in flat.items():
+        several = getattr(names[spoken[key]], "multiple", False)
+        flat[key] = [value] if several and not isinstance(value, list) else value
+    context.default_map = {spoken[key]: value for key, value in flat.items()}
+    return path
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
+def main() -> None:
+    """Tessera: cluster-scale dataset compression for image classification, on Ray.
+
+    `compress` runs the whole pipeline; each stage is a job of its own, which runs the ones before it as far as they are missing.
+    """
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
+@options(Data, Selection, Backbone, Compute, Place)
+def compress(data, selection, backbone, compute, place, out):
+    """Keep a part of the images: ingest, weights, extract, bins, score, sample, write."""
+    pipeline.run(pipeline.Compression(data, backbone, selection, out), compute, place)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
+@options(Data, Selection, Backbone, Compute, Place)
+def write(data, selection, backbone, compute, place, out):
+    """Write the subset as WebDataset shards; members keep their bytes and names."""
+    pipeline.run(pipeline.Compression(data, backbone, selection, out), compute, place)
+
+
+@main.command()
+@options(Conversion, Data, Compute, Place)
+def ingest(conversion, data, compute, place):
+    """Read and check shards; with --source, make them first from CIFAR, ImageFolder, Tiny-ImageNet or ImageNet."""
+    if conversion.source:
+        data = Data(**{**data.__dict__, "data": tuple(convert(conversion))})
+    pipeline.run(pipeline.Compression(data, Backbone(), Selection()), compute, place, "ingest")
+
+
+@main.command()
+@options(Data, Backbone, Compute, Place)
+def weights(data, backbone, compute, place):
+    """Get the backbone's weights: torchvision's, a file's, or by training on the data."""
+    pipeline.run(pipeline.Compression(data, backbone, Selection()), compute, place, "weights")
+
+
+@main.command()
+@options(Data, Backbone, Compute, Place)
+def extract(data, backbone, compute, place):
+    """Read the features of every image, each decoded once."""
+    pipeline.run(pipeline.Compression(data, backbone, Selection()), compute, place, "extract")
+
+
+@main.command()
+@options(Data, Selection, Backbone, Compute, Place)
+def bins(data, selection, backbone, compute, place):
+    """Cut the data set into bins by exact greedy GraphCut."""
+    pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "bins")
+
+
+@main.command()
+@options(Data, Selection, Backbone, Compute, Place)
+def score(data, selection, backbone, compute, place):
+    """Score the bins for texture and diversity."""
+    pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "score")
+
+
+@main.command()
+@options(Data, Selection, Backbone, Compute, Place)
+def sample(data, selection, backbone, compute, place):
+    """Choose the images: quotas, joint rounding, draws."""
+    pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "sample")
+
+
+def several_values(arguments: Sequence[str]) -> list[str]:
+    """`--data a b c` as `--data a --data b --data c`."""
+    out: list[str] = []
+    current = None
+    for argument in arguments:
+        if argument.startswith("-"):
+            current = argument if argument in SEVERAL else None
+            out += [] if current else [argument]
+        elif current:
+            out += [current, argument]
+        else:
+            out.append(argument)
+    return out
+
+
+def start(arguments: Sequence[str] | None = None) -> None:
+    """Run a job; what a user can mend is one clear message, not a traceback."""
+    try:
+        check_pair()
+        main(several_values(sys.argv[1:] if arguments is None else arguments), prog_name="python -m ray_jobs")
+    except (ValueError, OSError, RuntimeError, ArithmeticError, ray.exceptions.RayError) as error:
+        told = cause(error)
+        if not isinstance(told, ValueError | OSError | ArithmeticError) and type(told) is not RuntimeError:
+            raise
+        click.echo(f"Error: {told}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    start()

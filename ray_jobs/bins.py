@@ -1,0 +1,147 @@
+"""bins: exact greedy GraphCut over the embeddings, on the driver."""
+
+from pathlib import PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from adq.graphcut import graphcut_bins
+from adq.shards import absolute, buffered, open_file
+from ray_jobs import figures
+from ray_jobs.ingest import Index
+from ray_jobs.job import Job
+from ray_jobs.options import Selection
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import parquet_table, sha256
+
+VERSION = 1
+KERNELS = {"l2": "cosine", "none": "l2"}
+
+
+def matrix(table: pa.Table, column: str) -> np.ndarray:
+    """A fixed-size list column without nulls as an array [N, d]."""
+    array = table[column].combine_chunks()
+    return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
+
+
+def sorted_features(extract: Manifest, columns: list[str]) -> pa.Table:
+    """Features of every image that could be decoded, sorted by key."""
+    table = extract.tables([*dict.fromkeys(["key", "label", *columns, "error"])])
+    table = table.filter(pc.is_null(table["error"])).drop_columns("error").combine_chunks()
+    return table.take(pc.sort_indices(table["key"])).combine_chunks()
+
+
+def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.ndarray, str]:
+    """Embeddings that the user brings: .npy in key order, or Parquet with the columns key and embedding.
+
+    Returns:
+        float32 [N, d], the keys, the labels, and the file's sha256.
+
+    Raises:
+        ValueError: other rows than the data set has, or a missing column.
+    """
+    with open_file(absolute(path)) as stream:
+        data = stream.read()
+    table = index.table()
+    keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
+    if PurePosixPath(path).suffix == ".npy":
+        with open_file(absolute(path)) as stream:
+            rows = np.load(buffered(stream), allow_pickle=False)
+        if rows.ndim != 2 or len(rows) != len(keys):
+            raise ValueError(
+                f"--embeddings {path}: shape {rows.shape}; expected [{len(keys)}, d], one row a key in the order of the keys"
+            )
+        return rows.astype(np.float32), keys, labels, sha256(data)
+    own = parquet_table(data)
+    if not {"key", "embedding"} <= set(own.column_names):
+        raise ValueError(f"--embeddings {path}: columns {own.column_names}; expected key and embedding")
+    place = {key: i for i, key in enumerate(own["key"].to_pylist())}
+    missing = [key for key in keys if key not in place]
+    if missing:
+        raise ValueError(f"--embeddings {path}: no row for {len(missing):,} keys of the data, e.g. {missing[0]!r}")
+    rows = np.stack([np.asarray(row, dtype=np.float32) for row in own["embedding"].to_pylist()])
+    return rows[[place[key] for key in keys]], keys, labels, sha256(data)
+
+
+def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
+    """Cut the data set into bins, or find it done.
+
+    Args:
+        extract: the features; None where the user's own embeddings serve alone.
+        embeddings: the user's own, in place of the extracted ones.
+    """
+    own = own_embeddings(embeddings, index) if embeddings else None
+    if index.images < selection.bins:
+        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    inputs = {"embeddings": own[3]} if own else {}
+    if extract is not None:
+        inputs["extract"] = extract.content
+    else:
+        inputs["index"] = index.manifest.content
+    stage = Stage(
+        job.store, "bins", VERSION, inputs,
+        {"bins": selection.bins, "scope": selection.scope, "normalize": selection.normalize, "centre": selection.centre},
+    )  # fmt: skip
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        if own:
+            rows, keys, labels, _ = own
+            if extract is not None:
+                decoded = set(sorted_features(extract, [])["key"].to_pylist())
+                good = np.array([key in decoded for key in keys])
+                rows, keys, labels = rows[good], [k for k, g in zip(keys, good, strict=True) if g], labels[good]
+        else:
+            table = sorted_features(extract, ["embedding"])
+            rows, keys, labels = matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
+        if selection.centre == "class":
+            rows = rows - class_means(rows, labels)[labels]
+        progress = Progress("bins", len(keys))
+        bins, ranks = graphcut_bins(
+            rows, labels, selection.bins, selection.scope, KERNELS[selection.normalize], progress.add
+        )
+        columns = [
+            pa.array(keys),
+            pa.array(labels, pa.int32()),
+            pa.array(bins, pa.int32()),
+            pa.array(ranks, pa.int64()),
+        ]
+        part = stage.commit_table("bins", pa.table(columns, names=["key", "label", "bin", "rank"]))
+        return [part], {"images": len(keys)} | _describe(rows, labels, bins, len(index.classes), selection.bins)
+
+    def log(run, manifest: Manifest) -> None:
+        run.metric_series(
+            [(n, {"bin_nearest_mean_accuracy": a}) for n, a in enumerate(manifest.summary["nearest_mean_accuracy"])]
+        )
+        counts = np.array(manifest.summary["counts"])
+        run.figure(figures.class_counts(counts, classes=index.classes), "figures/class_counts.png")
+
+    return job.stage(stage, work, log=log)
+
+
+def class_means(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The mean of each class's rows: float32 [C, d]; zeros for a class without rows."""
+    means = np.zeros((labels.max() + 1, rows.shape[1]), dtype=np.float32)
+    for label in np.unique(labels):
+        means[label] = rows[labels == label].mean(axis=0, dtype=np.float64)
+    return means
+
+
+def _describe(rows: np.ndarray, labels: np.ndarray, bins: np.ndarray, classes: int, num_bins: int) -> dict:
+    """Class counts and nearest-class-mean accuracy of each bin: typical bins are easy, ambiguous ones are not."""
+    counts = np.zeros((num_bins, classes), dtype=np.int64)
+    np.add.at(counts, (bins, labels), 1)
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    means = class_means(unit, labels)
+    nearest = np.concatenate([
+        (unit[s : s + 8192] @ means.T - 0.5 * (means * means).sum(axis=1)).argmax(axis=1) for s in range(0, len(unit), 8192)
+    ])  # fmt: skip
+    right = np.bincount(bins, nearest == labels, minlength=num_bins) / np.maximum(
+        np.bincount(bins, minlength=num_bins), 1
+    )
+    present = counts[:, counts.sum(axis=0) > 0]
+    return {
+        "counts": counts.tolist(), "nearest_mean_accuracy": [round(float(a), 4) for a in right],
+        "smallest_class_in_a_bin": int(present.min()), "largest_class_in_a_bin": int(present.max()),
+    }  # fmt: skip

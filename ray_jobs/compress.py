@@ -1,0 +1,102 @@
+"""compress: ingest, extract, bins, score, sample, write. Each stage is also a job of its own, which runs those before it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from adq.shards import absolute, locate
+from ray_jobs import bins, extract, ingest, sample, score, weights, write
+from ray_jobs.job import Job, opened
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.stages import Manifest
+
+STAGES = ("ingest", "weights", "extract", "bins", "score", "sample", "write")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """Everything that a command asks for."""
+
+    data: Data
+    backbone: Backbone
+    selection: Selection
+    out: str | None = None
+
+    def identity(self) -> dict:
+        """What makes this another pipeline."""
+        root = locate(self.data.data)
+        return {
+            "root": root.root, "shards": root.shards, "data": asdict(self.data), "backbone": asdict(self.backbone),
+            "selection": asdict(self.selection), "out": absolute(self.out) if self.out else None,
+        }  # fmt: skip
+
+    def needs(self) -> tuple[str, ...]:
+        """The stages that this method needs."""
+        if self.selection.method == "random":
+            return ("ingest", "sample", "write")
+        if self.selection.method == "adq":
+            return STAGES
+        features = () if self.backbone.embeddings else ("weights", "extract")
+        return ("ingest", *features, "bins", "sample", "write")
+
+
+def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, Manifest]:
+    """Run the pipeline up to a stage; what is finished is not run again.
+
+    Returns:
+        The manifests by stage.
+    """
+    selection = wanted.selection
+    todo = [name for name in STAGES if name in wanted.needs() or name == last]
+    todo = todo[: todo.index(last) + 1]
+    index = ingest.run(job, wanted.data)
+    if "bins" in wanted.needs() and index.images < selection.bins:
+        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    done = {"ingest": index.manifest}
+    if "weights" in todo:
+        extractor = weights.run(job, index, wanted.backbone)
+        done["weights"] = extractor.manifest
+    if "extract" in todo:
+        done["extract"] = extract.run(job, index, extractor, wanted.backbone.feature_seed, wanted.data.skip_corrupt)
+    if "bins" in todo:
+        done["bins"] = bins.run(job, index, done.get("extract"), selection, wanted.backbone.embeddings)
+    if "score" in todo:
+        done["score"] = score.run(job, done["extract"], done["bins"], selection)
+    if "sample" in todo:
+        done["sample"] = sample.run(job, index, done.get("bins"), done.get("score"), selection)
+    if "write" in todo:
+        done["write"] = write.run(job, index, done["sample"], wanted.out, selection.seed)
+    return done
+
+
+def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:
+    """A command: connect, run the pipeline up to a stage, say what came out."""
+    paths = {"out": wanted.out, "weights": _file_of(wanted.backbone.weights), "embeddings": wanted.backbone.embeddings,
+             "classes": wanted.data.classes} | {"data": next(iter(wanted.data.data), None)}  # fmt: skip
+    selection = wanted.selection
+    name = f"{selection.method} keep {selection.keep:g}" if last == "write" else last
+    with opened(place, compute, name, ["compress", last, wanted.identity()], paths) as job:
+        options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection)
+        job.run.params({k: v for k, v in options.items() if v is not None} | {"batch_size": compute.batch_size})
+        done = stages(job, wanted, last)
+        if last == "write":
+            _report(job, done, wanted)
+        return done
+
+
+def _file_of(weights: str | None) -> str | None:
+    """--weights where it is a file, not torchvision's name or train:EPOCHS."""
+    return weights if weights and ("/" in weights or "." in weights) else None
+
+
+def _report(job: Job, done: Mapping[str, Manifest], wanted: Compression) -> None:
+    s = done["write"].summary
+    share = s["payload_bytes"] / max(s["source_payload_bytes"], 1)
+    job.run.metrics({k: v for k, v in s.items() if isinstance(v, int | float)})
+    job.run.metrics({"moved": done["sample"].summary["moved"]})
+    job.run.dataset("subset", absolute(wanted.out), done["write"].content, "subset", s["images"])
+    print(
+        f"\n{s['images']:,} of {done['ingest'].summary['images']:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload "
+        f"({share:.1%} of the source), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"
+        f"shards   {absolute(wanted.out)}\n"
+        f"MLflow   {job.tracker.ui_command()}\n         {job.tracker.link(job.run)}"
+    )

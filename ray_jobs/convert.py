@@ -1,0 +1,137 @@
+"""Shards from the layouts that data sets come in. Images keep their bytes; each shard is mixed, whatever order the source has."""
+
+import json
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from adq.cifar import cifar, download_cifar
+from adq.imagenet import imagenet
+from adq.randomness import key_order, seed_of
+from adq.shards import absolute, is_remote, tar_bytes
+from adq.sources import Record, Source, image_folder, tiny_imagenet
+from ray_jobs.options import option
+from ray_jobs.progress import Progress
+from ray_jobs.store import Store, canonical_json
+
+KINDS = ("cifar10", "cifar100", "imagefolder", "tiny-imagenet", "imagenet")
+SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
+IMAGES_PER_SHARD = 1000
+MAX_SHARDS = 1000
+BUFFER_BYTES = 512 << 10
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """Where the images come from, and where the shards go."""
+
+    source: str | None = option(None, "Make shards first, from this layout.", KINDS)
+    from_path: str | None = option(None, "Folder or archive of the source; CIFAR is downloaded there if missing.", metavar="PATH")  # fmt: skip
+    split: str = option("train", "Which part of the source.", ("train", "val"))
+    subset: str | None = option(None, "Ten classes of ImageNet.", SUBSETS)
+    val_labels: str | None = option(None, "Labels of ImageNet's validation images: text or CSV.", metavar="FILE")
+    shards: int = option(0, f"Shards to make; 0: one per {IMAGES_PER_SHARD:,} images, at most {MAX_SHARDS:,}.")
+    out: str | None = option(None, "Folder, s3:// or gs:// for the shards.", metavar="PLACE")
+
+    def __post_init__(self):
+        if self.source is None:
+            return
+        if self.source not in KINDS:
+            raise ValueError(f"--source {self.source}: expected one of {', '.join(KINDS)}")
+        if not self.from_path or not self.out:
+            raise ValueError(f"--source {self.source}: --from and --out are needed too")
+        if (self.subset or self.val_labels) and self.source != "imagenet":
+            raise ValueError("--subset and --val-labels belong to --source imagenet")
+
+
+def open_source(wanted: Conversion) -> Source:
+    """The samples of a source layout."""
+    path = Path(absolute(wanted.from_path))
+    if wanted.source in ("cifar10", "cifar100"):
+        if not path.exists():
+            path = download_cifar(wanted.source, path)
+        return cifar(path, wanted.source, "test" if wanted.split == "val" else "train")
+    if wanted.source == "imagefolder":
+        return image_folder(path)
+    if wanted.source == "tiny-imagenet":
+        return tiny_imagenet(path, wanted.split)
+    return imagenet(path, wanted.split, wanted.val_labels, wanted.subset)
+
+
+def convert(wanted: Conversion) -> list[str]:
+    """Make shards; a finished conversion is found done.
+
+    Samples go to shards by a hash of their key, through files on local disk, so the source is read once, as a stream.
+
+    Returns:
+        Patterns for --data.
+    """
+    source = open_source(wanted)
+    out = Store.at(wanted.out)
+    out.check_writable()
+    count = wanted.shards or min(MAX_SHARDS, -(-(source.count or MAX_SHARDS * IMAGES_PER_SHARD) // IMAGES_PER_SHARD))
+    identity = {k: v for k, v in wanted.__dict__.items() if k != "out"} | {
+        "classes": list(source.classes),
+        "count": count,
+    }
+    known = out.read_json("source.json")
+    if known is not None and known["identity"] == identity:
+        print(f"{'convert':<13} done before   {known['images']:,} images")
+        return known["patterns"]
+    if known is not None or any(name.endswith(".tar") for name in out.names("")):
+        raise ValueError(f"--out {out.root}: holds other shards already; choose an empty folder")
+    progress = Progress("convert", source.count)
+    folder = Path(tempfile.mkdtemp(prefix=".spool-", dir=None if is_remote(out.root) else out.root))
+    try:
+        images = _spool(source, folder, count, progress)
+        names = [f"{wanted.split}-{n:06d}.tar" for n in range(count)]
+        for n, name in enumerate(names):
+            records = sorted(_read_spool(folder / str(n)), key=lambda record: record.key)
+            order = key_order([record.key for record in records], 0, "convert")
+            members = [m for i in order for m in _members(records[i])]
+            if members:
+                out.write(name, tar_bytes(members))
+    finally:
+        shutil.rmtree(folder)
+    out.write("classes.txt", "".join(f"{name}\n" for name in source.classes).encode())
+    patterns = [f"{out.root}/{wanted.split}-*.tar"]
+    out.write("source.json", canonical_json({"identity": identity, "images": images, "patterns": patterns}))
+    progress.close(f"{images:,} images in {count} shards")
+    return patterns
+
+
+def _members(record: Record) -> list[tuple[str, bytes]]:
+    return [(f"{record.key}.{record.ext}", record.image), (f"{record.key}.cls", str(record.label).encode())]
+
+
+def _spool(source: Source, folder: Path, count: int, progress: Progress) -> int:
+    buffers: list[list[bytes]] = [[] for _ in range(count)]
+    sizes, images = [0] * count, 0
+
+    def flush(n: int) -> None:
+        with open(folder / str(n), "ab") as file:
+            file.writelines(buffers[n])
+        buffers[n], sizes[n] = [], 0
+
+    for record in source.samples:
+        n = seed_of(0, "shard", record.key) % count
+        header = json.dumps([record.key, record.ext, record.label, len(record.image)]).encode()
+        buffers[n] += [struct.pack("<I", len(header)), header, record.image]
+        sizes[n] += len(record.image)
+        images += 1
+        progress.add()
+        if sizes[n] >= BUFFER_BYTES:
+            flush(n)
+    for n in range(count):
+        flush(n)
+    return images
+
+
+def _read_spool(path: Path) -> Iterator[Record]:
+    with open(path, "rb") as file:
+        while size := file.read(4):
+            key, ext, label, length = json.loads(file.read(struct.unpack("<I", size)[0]))
+            yield Record(key, ext, file.read(length), label)

@@ -1,0 +1,207 @@
+"""extract: the features of every image. A task is a shard; each image is decoded once."""
+
+import io
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+
+from adq.features import Features, View, features, load
+from adq.images import UndecodableImage
+from adq.models import FeatureExtractor, InputTransform, build, head_size, load_weights
+from adq.shards import DataSet, read_samples
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.ingest import Index, full_key
+from ray_jobs.job import Job
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.weights import Extractor
+
+VERSION = 1
+VIEW = View()
+PATCH = 32
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an actor must know to turn a shard into features."""
+
+    stage: Stage
+    index: Stage  # the finished ingest, for keys and labels
+    data: DataSet
+    image_ext: tuple[str, ...]
+    key_prefix: str
+    arch: str
+    image_size: int
+    transform: InputTransform
+    device: str
+    batch_size: int
+    threads: int
+    decoders: int
+    seed: int
+
+
+class FeatureActor:
+    """An actor with the backbone on its device."""
+
+    def __init__(self, plan: Plan, state: dict[str, np.ndarray]):
+        torch.set_num_threads(plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.plan = plan
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        model = build(plan.arch, head_size(plan.arch, tensors), plan.image_size)
+        load_weights(model, tensors, "the weights stage")
+        self.extractor = FeatureExtractor(model, plan.arch).to(plan.device).eval()
+        self.threads = ThreadPoolExecutor(max(1, plan.decoders))
+        self.where = torch.cuda.get_device_name() if plan.device == "cuda" else "cpu"
+
+    def ready(self) -> bool:
+        return True
+
+    def work(self, shard: str, known: "list[tuple[str, int]]") -> tuple[Part, int, str]:
+        """The committed part of a shard, how many images could not be decoded, and the device's name."""
+        labels = dict(known)
+        rows: list[tuple] = []
+        failed: list[tuple[str, int, str]] = []
+        # Batches are cut at fixed positions of the shard: images that cannot be decoded leave a gap, not a shift.
+        for batch in _chunks(self._encoded(shard), self.plan.batch_size):
+            images = list(self.threads.map(self._load, (data for _, data in batch)))
+            good = [i for i, image in enumerate(images) if isinstance(image, torch.Tensor)]
+            failed += [(batch[i][0], labels[batch[i][0]], images[i]) for i in range(len(batch)) if i not in set(good)]
+            if not good:
+                continue
+            keys = [batch[i][0] for i in good]
+            blank = torch.zeros_like(images[good[0]])
+            filled = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in images])
+            out = features(
+                self.extractor, filled, [key for key, _ in batch], self.plan.transform, VIEW, self.plan.seed, PATCH
+            )
+            rows += [(key, labels[key], *(column[i] for column in out)) for key, i in zip(keys, good, strict=True)]
+        if len(rows) + len(failed) != len(labels):
+            raise ValueError(
+                f"{self.plan.data.root}/{shard}: changed since ingest ({len(rows) + len(failed)} of {len(labels)} images)"
+            )
+        return self.plan.stage.commit_table(shard, _table(rows, failed)), len(failed), self.where
+
+    def _encoded(self, shard: str) -> Iterator[tuple[str, bytes]]:
+        for sample in read_samples(self.plan.data, shard, self.plan.image_ext):
+            name = next(ext for ext in self.plan.image_ext if ext in sample)
+            yield full_key(shard, sample["__key__"], self.plan.key_prefix), sample[name]
+
+    def _load(self, data: bytes) -> torch.Tensor | str:
+        try:
+            return load(data, self.plan.transform)
+        except UndecodableImage as error:
+            return str(error)
+
+
+def _chunks(items: Iterator, size: int) -> Iterator[list]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def _table(rows: list[tuple], failed: list[tuple[str, int, str]]) -> pa.Table:
+    """Features of a shard, sorted by key; images that could not be decoded have a reason and nothing else."""
+    everything = sorted(
+        [(*row, None) for row in rows] + [(k, y, *[None] * len(Features._fields), why) for k, y, why in failed]
+    )
+    key, label, *columns, error = zip(*everything, strict=True)
+    arrays = [pa.array(key, pa.string()), pa.array(label, pa.int32())]
+    types = {"embedding": pa.float32(), "texture": pa.float32()}
+    for name, column in zip(Features._fields, columns, strict=True):
+        kind = types.get(name, pa.float16())
+        if name == "texture":
+            arrays.append(pa.array(column, kind))
+            continue
+        width = next((len(v) for v in column if v is not None), 0)
+        missing = np.array([v is None for v in column])
+        blank = np.zeros(width, dtype=kind.to_pandas_dtype())
+        values = np.stack([blank if v is None else v for v in column])
+        arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), width, mask=pa.array(missing)))
+    return pa.table([*arrays, pa.array(error, pa.string())], names=["key", "label", *Features._fields, "error"])
+
+
+def run(job: Job, index: Index, extractor: Extractor, seed: int, skip_corrupt: bool) -> Manifest:
+    """Extract features, or find it done.
+
+    Raises:
+        ValueError: images that could not be decoded, all of them listed, unless skip_corrupt.
+    """
+    compute = job.compute
+    stage = Stage(
+        job.store, "extract", VERSION,
+        inputs={"index": index.manifest.content, "weights": extractor.manifest.content},
+        config={
+            "arch": extractor.arch, "transform": asdict(extractor.transform), "view": asdict(VIEW), "patch": PATCH, "seed": seed,
+            "batch_size": compute.batch_size, "threads": compute.threads, "device": job.device,
+        },
+    )  # fmt: skip
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        parts = stage.committed()
+        missing = [shard for shard in index.data.shards if shard not in parts]
+        progress = Progress("extract", index.images)
+        progress.add(sum(part.rows for part in parts.values()))
+        plan = Plan(
+            stage, index.manifest.stage, index.data, index.image_ext, index.key_prefix, extractor.arch, extractor.image_size,
+            extractor.transform, job.device, compute.batch_size, compute.threads, int(compute.cpus_per_actor), seed,
+        )  # fmt: skip
+        devices: set[str] = set()
+
+        def on_done(result: tuple[Part, int, str]) -> None:
+            part, _, where = result
+            parts[part.name] = part
+            devices.add(where)
+            progress.add(part.rows)
+
+        if missing:
+            known = _known(index)
+            state = ray.put({name: value.numpy() for name, value in torch.load(
+                io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True).items()})  # fmt: skip
+            size = pool_size(job.cluster, compute, job.device, len(missing))
+            tasks = [(shard, known[shard]) for shard in missing]
+            map_actors(FeatureActor, (plan, state), tasks, size, compute, job.device, on_done)
+        if len(devices) > 1:
+            print(
+                f"warning: features come from different devices ({', '.join(sorted(devices))}); bytes will not repeat"
+            )
+        done = [parts[shard] for shard in index.data.shards]
+        return done, {"images": index.images, "undecodable": len(_errors(stage, done))}
+
+    manifest = job.stage(stage, work)
+    if manifest.summary["undecodable"] and not skip_corrupt:
+        errors = _errors(manifest.stage, list(manifest.parts))
+        listed = "\n  ".join(f"{shard}: key {key!r}: {why}" for shard, key, why in errors[:20])
+        more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
+        raise ValueError(
+            f"{len(errors)} images cannot be decoded:\n  {listed}{more}\nmend them and run again, or leave them out with "
+            "--skip-corrupt (nothing is extracted again)"
+        )
+    return manifest
+
+
+def _known(index: Index) -> dict[str, list[tuple[str, int]]]:
+    table = index.table()
+    out: dict[str, list[tuple[str, int]]] = {shard: [] for shard in index.data.shards}
+    for key, label, shard in zip(*(table[c].to_pylist() for c in ("key", "label", "shard")), strict=True):
+        out[shard].append((key, label))
+    return out
+
+
+def _errors(stage: Stage, parts: list[Part]) -> list[tuple[str, str, str]]:
+    """(shard, key, reason) of every image that could not be decoded."""
+    out = []
+    for part in parts:
+        manifest = Manifest(stage, (part,), {}, "")
+        table = manifest.tables(["key", "error"])
+        out += [
+            (part.name, key, why)
+            for key, why in zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
+            if why
+        ]
+    return out
