@@ -212,7 +212,7 @@ def _prepare(embeddings: np.ndarray, kernel: str) -> tuple[np.ndarray, float]:
     if bad.any():
         raise ValueError(f"row {int(np.argmax(bad))} of the embeddings has a NaN or infinite value")
     if kernel == "cosine":
-        norms = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+        norms = np.sqrt((rows * rows).sum(axis=1))
         if not norms.all():
             raise ValueError(f"row {int(np.argmin(norms))} of the embeddings is all zeros: it has no direction; "
                              "remove it, or use raw vectors (--normalize none)")  # fmt: skip

@@ -97,6 +97,7 @@ def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, 
             rows, keys, labels = matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
         if selection.centre == "class":
             rows = rows - class_means(rows, labels)[labels]
+        _check_rows(rows, keys, selection.normalize)
         progress = Progress("bins", len(keys))
         bins, ranks = graphcut_bins(
             rows, labels, selection.bins, selection.scope, KERNELS[selection.normalize], progress.add
@@ -118,6 +119,16 @@ def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, 
         run.figure(figures.class_counts(counts, classes=index.classes), "figures/class_counts.png")
 
     return job.stage(stage, work, log=log)
+
+
+def _check_rows(rows: np.ndarray, keys: list[str], normalize: str) -> None:
+    wrong = {"a NaN or infinite": ~np.isfinite(rows).all(axis=1), "an all-zero": ~rows.any(axis=1) & (normalize == "l2")}
+    for what, where in wrong.items():
+        if where.any():
+            raise ValueError(
+                f"key {keys[int(np.argmax(where))]!r} has {what} embedding ({int(where.sum()):,} keys do); "
+                "mend the weights or the embeddings"
+            )
 
 
 def class_means(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:

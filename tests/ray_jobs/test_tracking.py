@@ -90,7 +90,7 @@ child = os.fork()
 open_tracker(None, "new", sys.argv[1]).run("a run", "first" if child else "second")
 sys.exit(os.waitpid(child, 0)[1] if child else 0)
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=180)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     tracker = open_tracker(None, "new", str(tmp_path))
     names = [experiment.name for experiment in tracker.client.search_experiments()]
