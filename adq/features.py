@@ -38,7 +38,7 @@ class Features(NamedTuple):
 
 def load(data: bytes, transform: InputTransform) -> torch.Tensor:
     """An image file at the backbone's input resolution: uint8 [3, S, S]. Raises adq.images.UndecodableImage."""
-    return resize_and_crop(decode(data), transform.resize, transform.crop, transform.interpolation)
+    return torch.from_numpy(resize_and_crop(decode(data), transform.resize, transform.crop, transform.interpolation))
 
 
 def augmented(images: torch.Tensor, keys: Sequence[str], view: View, seed: int) -> torch.Tensor:

@@ -4,12 +4,15 @@ import io
 import warnings
 
 import numpy as np
-import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 # Only raster formats that Pillow decodes by itself: some of its other plugins start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -33,9 +36,15 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
-            return _rgb(ImageOps.exif_transpose(image))
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError) as error:
+            return _rgb(_upright(image))
+    except Exception as error:  # Pillow's plugins raise whatever their parsers do: struct.error, KeyError, zlib.error
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails on a damaged one though the pixels are sound.
+    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    return image if turn is None else image.transpose(turn)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -56,17 +65,19 @@ def _rgb(image: Image.Image) -> Image.Image:
 def header_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels from the header alone, without decoding. Raises UndecodableImage."""
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            return image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.size
+    except Exception as error:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
-def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: str = "bilinear") -> torch.Tensor:
+def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: str = "bilinear") -> np.ndarray:
     """Shorter side to `resize`, then the central `crop` x `crop` square.
 
     Returns:
-        uint8 [3, crop, crop].
+        uint8 [3, crop, crop], contiguous.
     """
     width, height = image.size
     if min(width, height) != resize:
@@ -76,4 +87,4 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: s
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
     if (image.width, image.height) != (crop, crop):
         image = image.crop((left, top, left + crop, top + crop))
-    return torch.from_numpy(np.array(image, dtype=np.uint8)).permute(2, 0, 1).contiguous()
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))

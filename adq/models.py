@@ -10,17 +10,11 @@ import importlib.metadata
 import itertools
 import re
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
-
-try:
-    import torchvision
-except (ImportError, RuntimeError, OSError, AttributeError) as error:
-    torchvision, IMPORT_ERROR = None, error
-else:
-    IMPORT_ERROR = None
 
 SMALL = 96
 OWN = ("resnet18", "resnet50", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3", "convnet-d4", "convnet-d5")
@@ -79,19 +73,28 @@ class ConvNet(nn.Module):
         return self.head(self.blocks(x).flatten(1))
 
 
-def check_pair() -> None:
-    """Raises RuntimeError, with both versions, unless torchvision and its operators load with this torch."""
-    if IMPORT_ERROR is None and hasattr(torch.ops.torchvision, "nms"):
-        return
+@cache
+def zoo() -> ModuleType:
+    """torchvision.models, loaded only for the networks that come from there: it takes seconds.
+
+    Raises:
+        RuntimeError: torch and torchvision do not match; names both versions.
+    """
+    try:
+        import torchvision.models
+
+        if hasattr(torch.ops.torchvision, "nms"):
+            return torchvision.models
+        reason, cause = "its operators do not load", None
+    except (ImportError, RuntimeError, OSError, AttributeError) as error:
+        reason, cause = error, error
     try:
         version = importlib.metadata.version("torchvision")
     except importlib.metadata.PackageNotFoundError:
         version = "not installed"
-    reason = IMPORT_ERROR or "its operators do not load"
     raise RuntimeError(
-        f"torch {torch.__version__} and torchvision {version} do not match ({reason}): "
-        "install the pair of requirements.lock"
-    ) from IMPORT_ERROR
+        f"torch {torch.__version__} and torchvision {version} do not match ({reason}): install the pair of requirements.lock"
+    ) from cause
 
 
 def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.Module:
@@ -109,7 +112,6 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
         ValueError: the name is unknown, or the network cannot take images of this size.
         RuntimeError: torch and torchvision do not match.
     """
-    check_pair()
     if convnet := CONVNET.fullmatch(arch):
         return ConvNet(int(convnet[1]), int(convnet[2] or width), num_classes, image_size)
     small = image_size < SMALL
@@ -129,8 +131,8 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
         sized = {"image_size": image_size}
     elif name == "maxvit_t":
         sized = {"input_size": (image_size, image_size)}
-    model = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **sized)
-    if small and isinstance(model, torchvision.models.ResNet):
+    model = zoo().get_model(name, weights=None, num_classes=num_classes, **sized)
+    if small and isinstance(model, zoo().ResNet):
         model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
         model.maxpool = nn.Identity()
@@ -138,7 +140,7 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
 
 
 def _torchvision_names() -> list[str]:
-    return [name for name in torchvision.models.list_models(module=torchvision.models) if name not in WITHOUT_LOGITS]
+    return [name for name in zoo().list_models(module=zoo()) if name not in WITHOUT_LOGITS]
 
 
 def _small_vit(num_classes: int, image_size: int) -> nn.Module:
@@ -148,21 +150,21 @@ def _small_vit(num_classes: int, image_size: int) -> nn.Module:
             f"vit: no patch size divides {image_size} pixels into 4 to 24 patches a side; resize the images"
         )
     patch = min(patches, key=lambda p: abs(image_size // p - 8))
-    return torchvision.models.VisionTransformer(
+    return zoo().VisionTransformer(
         image_size, patch, num_layers=6, num_heads=4, hidden_dim=256, mlp_dim=1024, num_classes=num_classes
     )
 
 
 def _small_swin(num_classes: int, image_size: int) -> nn.Module:
-    return torchvision.models.SwinTransformer(
+    return zoo().SwinTransformer(
         [2, 2], 96, depths=[2, 6, 2], num_heads=[3, 6, 12], window_size=[4, 4], num_classes=num_classes
     )
 
 
 def _small_convnext(num_classes: int, image_size: int) -> nn.Module:
-    block = torchvision.models.convnext.CNBlockConfig
+    block = zoo().convnext.CNBlockConfig
     stages = [block(64, 128, 2), block(128, 256, 2), block(256, 512, 6), block(512, None, 2)]
-    model = torchvision.models.ConvNeXt(stages, stochastic_depth_prob=0.1, num_classes=num_classes)
+    model = zoo().ConvNeXt(stages, stochastic_depth_prob=0.1, num_classes=num_classes)
     model.features[0][0] = nn.Conv2d(3, 64, 2, stride=2)
     nn.init.trunc_normal_(model.features[0][0].weight, std=0.02)
     nn.init.zeros_(model.features[0][0].bias)
@@ -172,7 +174,7 @@ def _small_convnext(num_classes: int, image_size: int) -> nn.Module:
 def _small_mobilenet(num_classes: int, image_size: int) -> nn.Module:
     # (expansion, channels, repeats, stride) of the paper's table 2, the second row's stride 1 instead of 2.
     rows = [(1, 16, 1, 1), (6, 24, 2, 1), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    model = torchvision.models.MobileNetV2(num_classes, inverted_residual_setting=[list(row) for row in rows])
+    model = zoo().MobileNetV2(num_classes, inverted_residual_setting=[list(row) for row in rows])
     model.features[0][0].stride = (1, 1)
     return model
 
@@ -235,17 +237,16 @@ def _record(means: dict, index: int, axes: tuple | None, _layer: nn.Module, _inp
 
 def _stages(model: nn.Module) -> list[tuple[nn.Module, tuple | None]]:
     """(layer, axes to average), or (layer, None) where the shapes decide what ends a stage."""
-    zoo = torchvision.models
-    if isinstance(model, zoo.VisionTransformer):
+    if isinstance(model, ConvNet):
+        return [(block, MAP) for block in model.blocks]
+    if isinstance(model, zoo().VisionTransformer):
         layers = model.encoder.layers
         parts = 4 if len(layers) >= 12 else 3
         return [(layers[max(1, len(layers) * i // parts) - 1], TOKENS) for i in (1, 2, 3)]
-    if isinstance(model, zoo.ResNet):
+    if isinstance(model, zoo().ResNet):
         return [(layer, MAP) for layer in (model.layer1, model.layer2, model.layer3, model.layer4)]
-    if isinstance(model, ConvNet):
-        return [(block, MAP) for block in model.blocks]
-    if isinstance(model, zoo.SwinTransformer | zoo.ConvNeXt):
-        axes = MAP if isinstance(model, zoo.ConvNeXt) else CHANNELS_LAST
+    if isinstance(model, zoo().SwinTransformer | zoo().ConvNeXt):
+        axes = MAP if isinstance(model, zoo().ConvNeXt) else CHANNELS_LAST
         return [(stage, axes) for stage in model.features[1::2]]
     nested = [[*m.children()] if isinstance(m, nn.Sequential | nn.ModuleList) else [m] for m in model.children()]
     return [(layer, None) for layers in nested for layer in layers]
@@ -278,11 +279,10 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], origin: str) -> Non
 
 
 def _weights(arch: str, weights_name: str) -> object:
-    check_pair()
     name = LARGE_FORMS.get(arch, arch)
     if name not in _torchvision_names():
         raise ValueError(f"torchvision has no weights for {arch!r}: give a local file with --weights FILE")
-    known = torchvision.models.get_model_weights(name)
+    known = zoo().get_model_weights(name)
     if weights_name not in known.__members__:
         raise ValueError(f"{arch} has no weights {weights_name!r}; available: {', '.join(known.__members__) or 'none'}")
     return known[weights_name]
@@ -299,7 +299,7 @@ def torchvision_state(arch: str, weights_name: str) -> dict[str, Tensor]:
     """
     weights = _weights(arch, weights_name)
     try:
-        model = torchvision.models.get_model(LARGE_FORMS.get(arch, arch), weights=weights, progress=False)
+        model = zoo().get_model(LARGE_FORMS.get(arch, arch), weights=weights, progress=False)
     except (OSError, http.client.HTTPException) as error:
         raise RuntimeError(
             f"cannot download {weights_name} of {arch} ({error}): fetch {weights.url} on a machine with access "

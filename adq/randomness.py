@@ -5,9 +5,12 @@ any order of shards and any number of restarts.
 """
 
 import hashlib
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 def seed_of(seed: int, purpose: str, *names: object) -> int:
@@ -21,8 +24,10 @@ def numpy_generator(seed: int, purpose: str, *names: object) -> np.random.Genera
     return np.random.default_rng(seed_of(seed, purpose, *names))
 
 
-def torch_generator(seed: int, purpose: str, *names: object) -> torch.Generator:
+def torch_generator(seed: int, purpose: str, *names: object) -> "torch.Generator":
     """A CPU torch generator of its own for (seed, purpose, names)."""
+    import torch  # takes seconds to load: not for callers that draw with NumPy alone
+
     return torch.Generator().manual_seed(seed_of(seed, purpose, *names))
 
 

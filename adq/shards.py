@@ -14,7 +14,6 @@ from functools import lru_cache
 
 import braceexpand
 import pyarrow.fs as pafs
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 REMOTE = ("s3://", "gs://")
 
@@ -146,6 +145,11 @@ def read_samples(data: DataSet, shard: str, wanted: Sequence[str] | None = None)
     Yields:
         {"__key__": str, "jpg": bytes, "cls": bytes, ...}
     """
+    from webdataset.tariterators import (  # loads torch: seconds that ingest need not spend
+        group_by_keys,
+        tar_file_expander,
+    )
+
     suffixes = None if wanted is None else tuple(f".{ext}" for ext in wanted)
     select = None if suffixes is None else lambda name: name.lower().endswith(suffixes)
     with open_file(join(data.root, shard)) as stream:

@@ -17,7 +17,6 @@ from typing import get_args, get_origin, get_type_hints
 import click
 import ray
 
-from adq.models import check_pair
 from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
 from ray_jobs.convert import Conversion, convert
@@ -171,7 +170,6 @@ def several_values(arguments: Sequence[str]) -> list[str]:
 def start(arguments: Sequence[str] | None = None) -> None:
     """Run a job; what a user can mend is one clear message, not a traceback."""
     try:
-        check_pair()
         main(several_values(sys.argv[1:] if arguments is None else arguments), prog_name="python -m ray_jobs")
     except (ValueError, OSError, RuntimeError, ArithmeticError, ray.exceptions.RayError) as error:
         told = cause(error)

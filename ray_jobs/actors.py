@@ -37,7 +37,7 @@ def map_actors(
 
     Args:
         actor_class: a plain class with `ready()` and `work(*task)`.
-        arguments: of its constructor; large ones as object references.
+        arguments: of its constructor; large ones as a list of object references, which a restart can still get.
     """
     remote = ray.remote(actor_class).options(
         num_cpus=compute.cpus_per_actor,

@@ -1,6 +1,7 @@
 """bins: exact greedy GraphCut over the embeddings, on the driver."""
 
 from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -8,13 +9,14 @@ import pyarrow.compute as pc
 
 from adq.graphcut import graphcut_bins
 from adq.shards import absolute, buffered, open_file
-from ray_jobs import figures
 from ray_jobs.ingest import Index
-from ray_jobs.job import Job
 from ray_jobs.options import Selection
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import parquet_table, sha256
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
 
 VERSION = 1
 KERNELS = {"l2": "cosine", "none": "l2"}
@@ -65,7 +67,7 @@ def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.n
     return rows[[place[key] for key in keys]], keys, labels, sha256(data)
 
 
-def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
+def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
     """Cut the data set into bins, or find it done.
 
     Args:
@@ -112,6 +114,8 @@ def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, 
         return [part], {"images": len(keys)} | _describe(rows, labels, bins, len(index.classes), selection.bins)
 
     def log(run, manifest: Manifest) -> None:
+        from ray_jobs import figures
+
         run.metric_series(
             [(n, {"bin_nearest_mean_accuracy": a}) for n, a in enumerate(manifest.summary["nearest_mean_accuracy"])]
         )
@@ -122,7 +126,10 @@ def run(job: Job, index: Index, extract: Manifest | None, selection: Selection, 
 
 
 def _check_rows(rows: np.ndarray, keys: list[str], normalize: str) -> None:
-    wrong = {"a NaN or infinite": ~np.isfinite(rows).all(axis=1), "an all-zero": ~rows.any(axis=1) & (normalize == "l2")}
+    wrong = {
+        "a NaN or infinite": ~np.isfinite(rows).all(axis=1),
+        "an all-zero": ~rows.any(axis=1) & (normalize == "l2"),
+    }
     for what, where in wrong.items():
         if where.any():
             raise ValueError(

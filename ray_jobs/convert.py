@@ -29,7 +29,7 @@ class Conversion:
     """Where the images come from, and where the shards go."""
 
     source: str | None = option(None, "Make shards first, from this layout.", KINDS)
-    from_path: str | None = option(None, "Folder or archive of the source; CIFAR is downloaded there if missing.", metavar="PATH")  # fmt: skip
+    from_path: str | None = option(None, "Folder or archive of the source; CIFAR is downloaded there.", metavar="PATH")  # fmt: skip
     split: str = option("train", "Which part of the source.", ("train", "val"))
     subset: str | None = option(None, "Ten classes of ImageNet.", SUBSETS)
     val_labels: str | None = option(None, "Labels of ImageNet's validation images: text or CSV.", metavar="FILE")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,12 @@ from adq.models import FeatureExtractor, InputTransform, build, head_size, load_
 from adq.shards import DataSet, read_samples
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.ingest import Index, full_key
-from ray_jobs.job import Job
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.weights import Extractor
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
+    from ray_jobs.weights import Extractor
 
 VERSION = 1
 VIEW = View()
@@ -49,11 +52,11 @@ class Plan:
 class FeatureActor:
     """An actor with the backbone on its device."""
 
-    def __init__(self, plan: Plan, state: dict[str, np.ndarray]):
+    def __init__(self, plan: Plan, state: list[ray.ObjectRef]):
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.plan = plan
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in ray.get(state[0]).items()}
         model = build(plan.arch, head_size(plan.arch, tensors), plan.image_size)
         load_weights(model, tensors, "the weights stage")
         self.extractor = FeatureExtractor(model, plan.arch).to(plan.device).eval()
@@ -126,7 +129,7 @@ def _table(rows: list[tuple], failed: list[tuple[str, int, str]]) -> pa.Table:
     return pa.table([*arrays, pa.array(error, pa.string())], names=["key", "label", *Features._fields, "error"])
 
 
-def run(job: Job, index: Index, extractor: Extractor, seed: int, skip_corrupt: bool) -> Manifest:
+def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrupt: bool) -> Manifest:
     """Extract features, or find it done.
 
     Raises:
@@ -165,7 +168,7 @@ def run(job: Job, index: Index, extractor: Extractor, seed: int, skip_corrupt: b
                 io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True).items()})  # fmt: skip
             size = pool_size(job.cluster, compute, job.device, len(missing))
             tasks = [(shard, known[shard]) for shard in missing]
-            map_actors(FeatureActor, (plan, state), tasks, size, compute, job.device, on_done)
+            map_actors(FeatureActor, (plan, [state]), tasks, size, compute, job.device, on_done)
         if len(devices) > 1:
             print(
                 f"warning: features come from different devices ({', '.join(sorted(devices))}); bytes will not repeat"

@@ -55,7 +55,7 @@ class Job:
                 run.tags({"tessera.cached": "true"})
             run.metrics({k: v for k, v in manifest.summary.items() if isinstance(v, int | float)})
             run.tags({"tessera.content": manifest.content, "tessera.folder": stage.folder})
-            run.artifact_bytes(self.store.read(f"{stage.folder}/manifest.json"), f"manifests/{stage.name}.json")
+            run.artifact_bytes(stage.store.read(f"{stage.folder}/manifest.json"), f"manifests/{stage.name}.json")
             if log:
                 log(run, manifest)
         return manifest

@@ -1,20 +1,23 @@
 """sample: quotas and draws. Keep ratio and alpha enter here, not above."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from adq.sampling import class_table, draw, in_pick_order, kept, moved, shares
-from ray_jobs import figures
 from ray_jobs.ingest import Index
-from ray_jobs.job import Job
 from ray_jobs.options import Selection
 from ray_jobs.stages import Manifest, Part, Stage
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
 
 VERSION = 1
 
 
-def run(job: Job, index: Index, bins: Manifest | None, scores: Manifest | None, selection: Selection) -> Manifest:
+def run(job: "Job", index: Index, bins: Manifest | None, scores: Manifest | None, selection: Selection) -> Manifest:
     """Choose the images, or find them chosen.
 
     Args:
@@ -76,6 +79,8 @@ def run(job: Job, index: Index, bins: Manifest | None, scores: Manifest | None, 
         return parts, summary
 
     def log(run, manifest: Manifest) -> None:
+        from ray_jobs import figures
+
         s = manifest.summary
         sizes, quotas, dq = (np.array(s[name]) for name in ("sizes", "quotas", "dq_quotas"))
         run.metric_series(

@@ -3,6 +3,7 @@ discriminator (trained once for all bins), ratios (eq. 5, exact, by actors over 
 
 import io
 from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,10 +23,8 @@ from adq.diversity import (
 )  # fmt: skip
 from adq.importance import importance, normalize
 from adq.randomness import numpy_generator
-from ray_jobs import figures
 from ray_jobs.actors import cause, map_actors, pool_size
 from ray_jobs.bins import matrix, sorted_features
-from ray_jobs.job import Job
 from ray_jobs.options import Selection
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
@@ -38,6 +37,9 @@ SCORE_COLUMNS = (
     "bin", "size", "representativeness", "representativeness_se", "diversity", "diversity_se", "top_1_percent_share",
     "representativeness_normalized", "diversity_normalized", "importance",
 )  # fmt: skip
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
 
 
 def _inputs(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,7 +90,7 @@ def _train(
     return buffer.getvalue(), pa.table(columns, names=["key", "half", "by_0", "by_1", "own_view"]), summary
 
 
-def discriminator(job: Job, extract: Manifest, selection: Selection) -> Manifest:
+def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manifest:
     """Train the discriminator, or find it done: one for all bins, two halves, each image scored by the one that never saw it."""
     config = Discriminator(temperature=selection.temperature)
     stage = Stage(
@@ -109,6 +111,8 @@ def discriminator(job: Job, extract: Manifest, selection: Selection) -> Manifest
         return parts, summary
 
     def log(run, manifest: Manifest) -> None:
+        from ray_jobs import figures
+
         losses = manifest.summary["loss"]
         run.metric_series([(step, {"discriminator_loss": loss}) for step, loss in enumerate(losses)])
         run.figure(
@@ -121,9 +125,9 @@ def discriminator(job: Job, extract: Manifest, selection: Selection) -> Manifest
 class RatioActor:
     """An actor that evaluates eq. 5 for a block of a bin, its sum over the whole bin."""
 
-    def __init__(self, stage: Stage, temperature: float, threads: int, projected: dict[str, np.ndarray]):
+    def __init__(self, stage: Stage, temperature: float, threads: int, projected: list[ray.ObjectRef]):
         torch.set_num_threads(threads)
-        self.stage, self.temperature, self.data = stage, temperature, projected
+        self.stage, self.temperature, self.data = stage, temperature, ray.get(projected[0])
 
     def ready(self) -> bool:
         return True
@@ -146,7 +150,7 @@ class RatioActor:
         return self.stage.commit_table(name, pa.table({"position": rows, "ratio": ratio, "cosine": cosine}))
 
 
-def bin_ratios(job: Job, bins: Manifest, trained: Manifest, selection: Selection) -> Manifest:
+def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selection) -> Manifest:
     """Eq. 5 for every image, or find it done."""
     stage = Stage(
         job.store, "ratios", VERSION, {"bins": bins.content, "discriminator": trained.content},
@@ -176,7 +180,7 @@ def bin_ratios(job: Job, bins: Manifest, trained: Manifest, selection: Selection
             columns = {name: matrix(table, name) for name in ("by_0", "by_1", "own_view")} | {
                 "half": table["half"].to_numpy()
             }
-            arguments = (stage, selection.temperature, job.compute.threads, ray.put(columns))
+            arguments = (stage, selection.temperature, job.compute.threads, [ray.put(columns)])
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(RatioActor, arguments, missing, size, job.compute, "cpu", on_done)
         return [parts[name] for name, _, _ in tasks], {"images": len(number)}
@@ -184,7 +188,7 @@ def bin_ratios(job: Job, bins: Manifest, trained: Manifest, selection: Selection
     return job.stage(stage, work)
 
 
-def run(job: Job, extract: Manifest, bins: Manifest, selection: Selection) -> Manifest:
+def run(job: "Job", extract: Manifest, bins: Manifest, selection: Selection) -> Manifest:
     """The scores of every bin: part "scores" has the columns of SCORE_COLUMNS."""
     trained = discriminator(job, extract, selection)
     ratio_stage = bin_ratios(job, bins, trained, selection)
@@ -205,6 +209,8 @@ def run(job: Job, extract: Manifest, bins: Manifest, selection: Selection) -> Ma
         return [stage.commit_table("scores", table)], {"bins": selection.bins} | columns
 
     def log(run, manifest: Manifest) -> None:
+        from ray_jobs import figures
+
         table = manifest.table("scores").to_pydict()
         names = ("representativeness", "diversity", "importance", "representativeness_se", "diversity_se")
         run.metric_series([(n, {f"bin_{name}": table[name][n] for name in names}) for n in range(len(table["bin"]))])

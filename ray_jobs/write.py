@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -9,14 +10,15 @@ import pyarrow as pa
 from adq.images import decode
 from adq.randomness import key_order
 from adq.shards import DataSet, read_ranges, tar_bytes
-from ray_jobs import figures
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
 from ray_jobs.ingest import Index
-from ray_jobs.job import Job
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, sha256
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
 
 VERSION = 1
 SHARD_IMAGES = 5000
@@ -104,7 +106,7 @@ def plan(subset: pa.Table, seed: int) -> list[tuple[str, list[tuple[str, str, li
     return [(f"train-{n:06d}", rows) for n, rows in enumerate(shards)]
 
 
-def run(job: Job, index: Index, sample: Manifest, out: str, seed: int) -> Manifest:
+def run(job: "Job", index: Index, sample: Manifest, out: str, seed: int) -> Manifest:
     """Write the subset to a folder, or find it there.
 
     Raises:
@@ -148,6 +150,8 @@ def run(job: Job, index: Index, sample: Manifest, out: str, seed: int) -> Manife
         return [*done, classes, listing], summary
 
     def log(run, manifest: Manifest) -> None:
+        from ray_jobs import figures
+
         run.dataset("subset", stage.store.root, manifest.content, "subset", manifest.summary["images"])
         run.figure(figures.bin_grid(_grid(index, sample.table("subset"), seed)), "figures/images.png")
 

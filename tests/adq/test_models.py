@@ -201,8 +201,12 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 
 
 def test_a_pair_that_does_not_match_is_named(monkeypatch):
-    monkeypatch.setattr(models, "IMPORT_ERROR", RuntimeError("operator torchvision::nms does not exist"))
-    with pytest.raises(RuntimeError, match=rf"torch {torch.__version__[:4]}.*torchvision 0\..*nms.*requirements\.lock"):
+    models.zoo.cache_clear()
+    monkeypatch.setattr(models.torch.ops, "torchvision", object())
+    with pytest.raises(
+        RuntimeError,
+        match=rf"torch {torch.__version__[:4]}.*torchvision 0\..*operators do not load.*requirements\.lock",
+    ):
         build("resnet18", CLASSES, 32)
 
 

@@ -32,7 +32,12 @@ def outputs(store: Path, out: Path) -> dict[str, str]:
     for root, name in ((store, "store"), (out, "out")):
         for path in sorted(root.rglob("*")):
             parts = path.relative_to(root).parts
-            if path.is_file() and path.name != "run.json" and (name == "out" or parts[0] in STAGES) and "train" not in parts:
+            if (
+                path.is_file()
+                and path.name != "run.json"
+                and (name == "out" or parts[0] in STAGES)
+                and "train" not in parts
+            ):
                 found[f"{name}/{'/'.join(parts)}"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 
@@ -47,7 +52,11 @@ def begun(store: Path, out: Path, stage: str) -> Callable[[], bool]:
             return (out / ".tessera" / "owner.json").exists()
         if any(folder.glob("*/parts/*.json")):
             return not any(folder.glob("*/manifest.json"))
-        return before is not None and stage not in ("ingest", "extract", "ratios") and any((store / before).glob("*/manifest.json"))
+        return (
+            before is not None
+            and stage not in ("ingest", "extract", "ratios")
+            and any((store / before).glob("*/manifest.json"))
+        )
 
     return condition
 
@@ -100,7 +109,10 @@ def main() -> None:
         other = (wanted.work / "other-store", wanted.work / "other-out")
         finish(command(list(reversed(wanted.data)), *other, *more, *extra))
         results[label] = outputs(*other) == expected
-        print(f"{label}, shards in reverse: {'same' if results[label] else 'DIFFERENT'} sha256 of {len(expected)} files", flush=True)
+        print(
+            f"{label}, shards in reverse: {'same' if results[label] else 'DIFFERENT'} sha256 of {len(expected)} files",
+            flush=True,
+        )
         for folder in other:
             shutil.rmtree(folder)
     for stage in STAGES:
@@ -113,7 +125,10 @@ def main() -> None:
         finish(arguments)
         same = outputs(store, out) == expected
         results[stage] = killed and same
-        print(f"killed in {stage}: {'yes' if killed else 'NO'}, afterwards {'same' if same else 'DIFFERENT'} sha256", flush=True)
+        print(
+            f"killed in {stage}: {'yes' if killed else 'NO'}, afterwards {'same' if same else 'DIFFERENT'} sha256",
+            flush=True,
+        )
         for folder in (store, out):
             shutil.rmtree(folder)
     print(json.dumps(results))

@@ -1,0 +1,125 @@
+"""A classifier, trained and tested by the workers of a group: what the backbone's weights and evaluation share."""
+
+import time
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from adq.models import SMALL, InputTransform, build
+from adq.randomness import seed_of
+from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
+from ray_jobs.loading import Held, Streamed
+from ray_jobs.workers import Member
+
+LARGE_SIDE = 224  # of the networks for large images
+SPEAK_SECONDS = 1.0  # between two notes about progress
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A network and its training: with the data and the workers, all that decides the weights."""
+
+    arch: str
+    classes: int
+    width: int
+    transform: InputTransform
+    recipe: Recipe
+    seed: int
+
+    def config(self) -> dict:
+        return asdict(self)
+
+    def build(self) -> nn.Module:
+        """Fresh weights, drawn from the seed alone."""
+        torch.manual_seed(seed_of(self.seed, "initial weights", self.arch))
+        return build(self.arch, self.classes, self.transform.crop, self.width)
+
+
+@dataclass(frozen=True)
+class Note:
+    """What the first worker tells the driver about a training."""
+
+    identity: str
+    images: int  # trained on since the last note
+    losses: tuple[float, ...]  # of the epochs done
+
+
+def input_side(side: int) -> int:
+    """The side at which images of this size are trained on: their own if small."""
+    return side if side < SMALL else LARGE_SIDE
+
+
+def fit(member: Member, classifier: Classifier, data: Held | Streamed, identity: str) -> tuple[nn.Module, list[float]]:
+    """Train, from the group's checkpoint where that is of the same `identity`.
+
+    Returns:
+        The network, and the mean loss of each epoch.
+
+    Raises:
+        FloatingPointError: the loss is no longer finite.
+    """
+    model, recipe = classifier.build(), classifier.recipe
+    state = member.checkpoint()
+    start = state if state is not None and state["identity"] == identity else {"training": None, "losses": []}
+    losses: list[float] = list(start["losses"])
+    sums: list[float] = []
+    kept = spoken = time.monotonic()
+    told = 0
+
+    def on_step(_: int, loss: float) -> None:
+        nonlocal spoken, told
+        sums.append(loss)
+        if time.monotonic() - spoken >= SPEAK_SECONDS:
+            member.tell(Note(identity, (len(sums) - told) * recipe.batch_size, tuple(losses)))
+            spoken, told = time.monotonic(), len(sums)
+
+    def save(_: int, training: dict) -> None:
+        nonlocal kept, spoken, told
+        losses.append(float(np.mean(sums, dtype=np.float64)))
+        member.tell(Note(identity, (len(sums) - told) * recipe.batch_size, tuple(losses)))
+        sums.clear()
+        spoken, told = time.monotonic(), 0
+        if member.due(kept):
+            member.keep({"identity": identity, "training": training, "losses": losses})
+            kept = time.monotonic()
+
+    train(
+        model,
+        lambda epoch: data.epoch(recipe, classifier.seed, epoch, member.rank, member.world),
+        steps_per_epoch(len(data.labels), recipe.batch_size),
+        recipe,
+        classifier.transform,
+        classifier.seed,
+        member.device,
+        member.rank,
+        member.world,
+        start["training"],
+        save,
+        on_step=on_step,
+    )
+    return model, losses
+
+
+def test(
+    member: Member, model: nn.Module, data: Held | Streamed, transform: InputTransform, every: int = 1
+) -> np.ndarray:
+    """Whether each image at positions 0, `every`, 2 `every`, ... is classified correctly, by all workers together.
+
+    Returns:
+        bool [ceil(N / every)], the same on every worker.
+
+    Raises:
+        RuntimeError: an image was not counted exactly once.
+    """
+    hits = torch.zeros((2, -(-len(data.labels) // every)), dtype=torch.int32)
+    for positions, images in data.share(member.rank, member.world, every):
+        right = correct(model, TensorImages(images, data.labels[positions]), np.arange(len(positions)), transform, member.device)  # fmt: skip
+        at = torch.from_numpy(positions // every)
+        hits[0].index_add_(0, at, torch.from_numpy(right).int())
+        hits[1].index_add_(0, at, torch.ones(len(at), dtype=torch.int32))
+    right, counted = member.sum(hits)
+    if not bool((counted == 1).all()):
+        raise RuntimeError(f"{int((counted != 1).sum())} of {len(counted)} test images were not counted exactly once")
+    return right.bool().numpy()

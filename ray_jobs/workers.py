@@ -1,0 +1,234 @@
+"""A Ray Train worker group: started once, resumed from its last checkpoint, quiet, and honest about what went wrong.
+
+Workers that die are replaced by a new group, which goes on from the last checkpoint. An exception of the training
+itself is raised as it is: it would only come again.
+"""
+
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray.train
+import torch
+import torch.distributed as dist
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
+from ray.util.queue import Empty, Queue
+
+from adq.shards import filesystem
+from ray_jobs.job import Job
+from ray_jobs.stages import Stage
+
+RESTARTS = 3  # of a group whose workers died
+CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
+NOTE_SECONDS = 0.5
+# Ray Train's own output and files; how often its controller looks at the workers, and how long a group may take to start.
+TRAIN_SETTINGS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """How many workers, what each has, and where their checkpoints lie."""
+
+    workers: int
+    threads: int
+    device: str
+    stage: Stage  # its folder holds the checkpoints until `clean`
+    checkpoint_seconds: float = CHECKPOINT_SECONDS
+
+    @property
+    def folder(self) -> str:
+        return self.stage.store.path(f"{self.stage.folder}/training")
+
+    def check(self, job: Job) -> None:
+        """Raises ValueError where the cluster could never start this group."""
+        cpus = self.workers * self.threads
+        if cpus > job.cluster.cpus:
+            raise ValueError(
+                f"{self.workers} training workers of {self.threads} threads need {cpus} CPUs, the cluster has "
+                f"{job.cluster.cpus:g}: lower the number of workers or --threads"
+            )
+        if self.device == "cuda" and self.workers > job.cluster.gpus:
+            raise ValueError(f"{self.workers} training workers need as many GPUs, the cluster has {job.cluster.gpus:g}")
+
+    def clean(self) -> None:
+        """Remove the checkpoints."""
+        fs, inside = filesystem(self.folder)
+        fs.delete_dir_contents(inside, missing_dir_ok=True)
+        with contextlib.suppress(OSError):  # an object store has no folders
+            fs.delete_dir(inside)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One worker of a group, as its work sees it."""
+
+    rank: int
+    world: int
+    device: str
+    threads: int
+    checkpoint_seconds: float
+    notes: Queue
+
+    def tell(self, note: object) -> None:
+        """Send a note to the driver, from the first worker; nothing waits for it."""
+        if self.rank == 0:
+            self.notes.actor.put_nowait.remote(note)
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over the workers, on the CPU."""
+        values = values.to(self.device)
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values.cpu()
+
+    def checkpoint(self) -> dict | None:
+        """The last state that was kept, also by an earlier group."""
+        last = ray.train.get_checkpoint()
+        if last is None:
+            return None
+        with last.as_directory() as folder:
+            return torch.load(Path(folder, "state.pt"), map_location="cpu", weights_only=True)
+
+    def due(self, since: float) -> bool:
+        """Whether it is time for a checkpoint, by the first worker's clock; all workers must ask together."""
+        late = torch.tensor([float(self.rank == 0 and time.monotonic() - since >= self.checkpoint_seconds)])
+        return self.sum(late).item() > 0
+
+    def keep(self, state: dict) -> None:
+        """Keep a state as the checkpoint to resume from; all workers must call this together."""
+        if self.rank:
+            ray.train.report({})
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            torch.save(state, Path(folder, "state.pt"))
+            ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def run_group(
+    group: Group, work: Callable[[Member, object], None], plan: object, on_note: Callable[[object], None]
+) -> None:
+    """Run `work(member, plan)` on every worker of a group and wait for it.
+
+    Args:
+        work: a function of a module; what it does must be resumable, since it is called again where workers die.
+        on_note: gets what `Member.tell` sends, in this thread; the last notes of workers that die may be lost.
+
+    Raises:
+        Exception: what `work` raised, as it was.
+        RuntimeError: workers died again and again.
+    """
+    with _notes() as notes:
+        for attempt in range(RESTARTS + 1):
+            try:
+                _fit(group, work, plan, notes, on_note)
+                return
+            except ControllerError as error:
+                failure: Exception = error.controller_failure
+                # A snapshot that was cut off by a kill: what it pointed to is trained again.
+                group.clean()
+            except WorkerGroupError as error:
+                failure = _original(error)
+                if not _is_lost(failure, group.workers):
+                    raise failure from None
+            except TrainingFailedError as error:
+                failure = error
+            if attempt < RESTARTS:
+                print(f"warning: training lost a worker ({_first_line(failure)}); starting again", flush=True)
+    raise RuntimeError(f"training workers died {RESTARTS + 1} times; the last: {_first_line(failure)}") from failure
+
+
+def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Callable[[object], None]) -> None:
+    fs, inside = filesystem(group.folder)
+    resources = {"CPU": group.threads} | ({"GPU": 1} if group.device == "cuda" else {})
+    trainer = TorchTrainer(
+        _member,
+        train_loop_config={"work": work, "plan": plan, "group": group, "notes": notes},
+        torch_config=TorchConfig(backend="nccl" if group.device == "cuda" else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=group.workers, use_gpu=group.device == "cuda", resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(
+            name="group",  # Ray Train resumes from the checkpoints of the same name
+            storage_path=inside,
+            storage_filesystem=fs,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+        ),
+    )
+    outcome: Future = Future()
+
+    def fit() -> None:
+        try:
+            outcome.set_result(trainer.fit())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    # In a thread of its own: in the main thread, Ray Train would take Ctrl-C for itself, and keep it.
+    with _settings():
+        threading.Thread(target=fit, daemon=True).start()
+        while not outcome.done():
+            wait([outcome], timeout=NOTE_SECONDS)
+            with contextlib.suppress(Empty):
+                while True:
+                    on_note(notes.get_nowait())
+    outcome.result()
+
+
+def _member(config: dict) -> None:
+    """What Ray Train runs on each worker."""
+    group, context = config["group"], ray.train.get_context()
+    torch.set_num_threads(group.threads)
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU do not repeat
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    device = str(ray.train.torch.get_device()) if group.device == "cuda" else "cpu"
+    rank, world = context.get_world_rank(), context.get_world_size()
+    config["work"](
+        Member(rank, world, device, group.threads, group.checkpoint_seconds, config["notes"]), config["plan"]
+    )
+
+
+@contextlib.contextmanager
+def _notes() -> Iterator[Queue]:
+    queue = Queue(actor_options={"num_cpus": 0})
+    try:
+        yield queue
+    finally:
+        queue.shutdown(force=True)
+
+
+@contextlib.contextmanager
+def _settings() -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in TRAIN_SETTINGS}
+    os.environ.update({name: value for name, value in TRAIN_SETTINGS.items() if before[name] is None})
+    try:
+        yield
+    finally:
+        for name in [name for name, value in before.items() if value is None]:
+            del os.environ[name]
+
+
+def _original(error: WorkerGroupError) -> Exception:
+    """The failure that caused the others: a lost connection to a failed worker is a RuntimeError."""
+    failures = [failure for _, failure in sorted(error.worker_failures.items())]
+    return next((failure for failure in failures if not isinstance(failure, RuntimeError)), failures[0])
+
+
+def _is_lost(failure: Exception, workers: int) -> bool:
+    ray_own = type(failure).__module__.startswith("ray.")
+    return ray_own or (workers > 1 and isinstance(failure, RuntimeError))
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
