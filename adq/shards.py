@@ -103,8 +103,11 @@ def locate(patterns: Sequence[str]) -> DataSet:
         shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
         raise FileNotFoundError(f"missing shards: {shown}; check the pattern, or copy them there")
     folders = [posixpath.dirname(path) for path in found]
-    if len({path.split("://")[0] + "://" if is_remote(path) else "" for path in found}) > 1:
-        raise ValueError("--data mixes local and remote shards: one data set has one root")
+    places = sorted({"/".join(path.split("/", 3)[:3]) if is_remote(path) else "local files" for path in found})
+    if len(places) > 1:
+        raise ValueError(
+            f"--data mixes {' and '.join(places)}: one data set has one root; copy the shards to one place"
+        )
     root = os.path.commonpath(folders) if not is_remote(folders[0]) else _common_address(folders)
     return DataSet(root, tuple(sorted(path[len(root) :].lstrip("/") for path in found)))
 
@@ -115,12 +118,15 @@ def _common_address(folders: list[str]) -> str:
 
 
 def _match(path: str) -> list[str]:
-    if any(c in posixpath.basename(path) for c in "*?["):
-        return [p for p in _children(posixpath.dirname(path)) if fnmatch.fnmatchcase(p, path)]
-    info = file_info(path)
+    info = file_info(path)  # first: a folder's own name may hold * ? or [
     if info.type == pafs.FileType.Directory:
         return [p for p in _children(path) if p.endswith(".tar")]
-    return [path] if info.type == pafs.FileType.File else []
+    if info.type == pafs.FileType.File:
+        return [path]
+    folder, name = posixpath.split(path)
+    if not any(c in name for c in "*?["):
+        return []
+    return [p for p in _children(folder) if fnmatch.fnmatchcase(posixpath.basename(p), name)]
 
 
 def fingerprint(data: DataSet) -> list[tuple[str, int, str]]:
@@ -150,8 +156,11 @@ def read_samples(data: DataSet, shard: str, wanted: Sequence[str] | None = None)
         tar_file_expander,
     )
 
-    suffixes = None if wanted is None else tuple(f".{ext}" for ext in wanted)
-    select = None if suffixes is None else lambda name: name.lower().endswith(suffixes)
+    suffixes = "" if wanted is None else tuple(f".{ext}" for ext in wanted)
+
+    def select(name: str) -> bool:  # without macOS's ._NAME, as in adq.index
+        return name.lower().endswith(suffixes) and not posixpath.basename(name).startswith("._")
+
     with open_file(join(data.root, shard)) as stream:
         source = [{"url": shard, "stream": io.BufferedReader(_Raw(stream), 1 << 20)}]
         yield from group_by_keys(tar_file_expander(source, select_files=select))

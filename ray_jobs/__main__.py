@@ -1,12 +1,5 @@
 """`python -m ray_jobs JOB`: the command line. Options come from the dataclasses of each job."""
 
-import os
-
-# Nothing is sent anywhere, and Ray's warnings about its own future do not drown the progress.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-
 import sys
 import tomllib
 from collections.abc import Callable, Sequence

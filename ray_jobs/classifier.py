@@ -102,7 +102,7 @@ def fit(member: Member, classifier: Classifier, data: Held | Streamed, identity:
     return model, losses
 
 
-def test(
+def count_correct(
     member: Member, model: nn.Module, data: Held | Streamed, transform: InputTransform, every: int = 1
 ) -> np.ndarray:
     """Whether each image at positions 0, `every`, 2 `every`, ... is classified correctly, by all workers together.
@@ -115,7 +115,8 @@ def test(
     """
     hits = torch.zeros((2, -(-len(data.labels) // every)), dtype=torch.int32)
     for positions, images in data.share(member.rank, member.world, every):
-        right = correct(model, TensorImages(images, data.labels[positions]), np.arange(len(positions)), transform, member.device)  # fmt: skip
+        batch = TensorImages(images, data.labels[positions])
+        right = correct(model, batch, np.arange(len(positions)), transform, member.device)
         at = torch.from_numpy(positions // every)
         hits[0].index_add_(0, at, torch.from_numpy(right).int())
         hits[1].index_add_(0, at, torch.ones(len(at), dtype=torch.int32))

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 from ray_jobs.cluster import Cluster, check_paths, connected, probe
 from ray_jobs.machine import NodeMonitor
+from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
 from ray_jobs.progress import clock
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, canonical_json, sha256
-from ray_jobs.tracking import Run, Tracker, open_tracker
+from ray_jobs.tracking import Tracker, open_tracker
 
 Work = Callable[[Stage], tuple[list[Part], Mapping]]
 Log = Callable[[Run, Manifest], None]

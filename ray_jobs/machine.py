@@ -19,7 +19,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:  # the actors need no MLflow
-    from ray_jobs.tracking import Run
+    from ray_jobs.mlflow_run import Run
 
 logger = logging.getLogger(__name__)
 

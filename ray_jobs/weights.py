@@ -6,9 +6,9 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import torch
-import torchvision
 from torch import Tensor
 
 from adq.models import (
@@ -21,19 +21,22 @@ from adq.models import (
     input_transform,
     load_weights,
     torchvision_state,
+    zoo,
 )
 from adq.shards import absolute, file_info, open_file
 from adq.training import default_recipe
-from ray_jobs.classifier import Classifier, Note, fit, input_side, test
+from ray_jobs.classifier import Classifier, Note, count_correct, fit, input_side
 from ray_jobs.ingest import Index
-from ray_jobs.job import Job
 from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import canonical_json, sha256
-from ray_jobs.tracking import Run
 from ray_jobs.workers import Group, Member, run_group
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
+    from ray_jobs.job import Job
+    from ray_jobs.mlflow_run import Run
 
 VERSION = 1
 DEFAULT_EPOCHS = 10
@@ -63,7 +66,7 @@ class Training:
     how: str
 
 
-def run(job: Job, index: Index, backbone: Backbone, seed: int = 0) -> Extractor:
+def run(job: "Job", index: Index, backbone: Backbone) -> Extractor:
     """Find or make the weights.
 
     Raises:
@@ -73,7 +76,7 @@ def run(job: Job, index: Index, backbone: Backbone, seed: int = 0) -> Extractor:
     arch = backbone.backbone or default_backbone(index.side, job.device)
     source = backbone.weights or ("DEFAULT" if index.side >= SMALL else f"train:{DEFAULT_EPOCHS}")
     if trained := re.fullmatch(r"train:(\d+)", source):
-        return _train(job, index, arch, int(trained[1]), backbone.train_workers, seed)
+        return _train(job, index, arch, int(trained[1]), backbone.train_workers, backbone.feature_seed)
     if file_info(absolute(source)).is_file:
         return _from_file(job, index, arch, absolute(source))
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", source):
@@ -84,7 +87,7 @@ def run(job: Job, index: Index, backbone: Backbone, seed: int = 0) -> Extractor:
     return _loaded(job, arch, transform, source, {}, lambda: torchvision_state(arch, source))
 
 
-def _from_file(job: Job, index: Index, arch: str, path: str) -> Extractor:
+def _from_file(job: "Job", index: Index, arch: str, path: str) -> Extractor:
     with open_file(path) as stream:
         data = stream.read()
     transform = input_transform(arch, input_side(index.side), _published_name(arch, path))
@@ -92,7 +95,7 @@ def _from_file(job: Job, index: Index, arch: str, path: str) -> Extractor:
 
 
 def _loaded(
-    job: Job, arch: str, transform: InputTransform, origin: str, inputs: Mapping[str, str], read: Callable[[], State]
+    job: "Job", arch: str, transform: InputTransform, origin: str, inputs: Mapping[str, str], read: Callable[[], State]
 ) -> Extractor:
     # A file is known by its digest, not by its path.
     config = {"arch": arch, "transform": asdict(transform)} | ({} if inputs else {"weights": origin})
@@ -134,14 +137,14 @@ def read_weights(data: bytes, origin: str) -> State:
 def _published_name(arch: str, path: str) -> str | None:
     """torchvision's name for a file that has the name under which torchvision publishes it."""
     name = LARGE_FORMS.get(arch, arch)
-    if name not in torchvision.models.list_models(module=torchvision.models):
+    if name not in zoo().list_models(module=zoo()):
         return None
     file = path.rsplit("/", 1)[-1]
-    weights = torchvision.models.get_model_weights(name)
+    weights = zoo().get_model_weights(name)
     return next((w.name for w in weights if w.url.rsplit("/", 1)[-1] == file), None)
 
 
-def _train(job: Job, index: Index, arch: str, epochs: int, workers: int, seed: int) -> Extractor:
+def _train(job: "Job", index: Index, arch: str, epochs: int, workers: int, seed: int) -> Extractor:
     side = input_side(index.side)
     transform = input_transform(arch, side)
     recipe = default_recipe(arch, side, epochs)
@@ -172,7 +175,7 @@ def _train(job: Job, index: Index, arch: str, epochs: int, workers: int, seed: i
         facts = json.loads(stage.read(parts["training"]))
         return [parts["training"], parts["weights.pt"]], facts
 
-    def log(run: Run, manifest: Manifest) -> None:
+    def log(run: "Run", manifest: Manifest) -> None:
         run.metric_series((epoch, {"train_loss": loss}) for epoch, loss in enumerate(manifest.summary["losses"], 1))
 
     return Extractor(job.stage(stage, work, "images", log), arch, transform.crop, transform)
@@ -183,7 +186,7 @@ def _work(member: Member, training: Training) -> None:
     # `extract` lists the images that cannot be decoded; here they are left out.
     data = open_set(training.index, classifier.transform, training.how, member.threads, leave_out=True)
     model, losses = fit(member, classifier, data, stage.digest)
-    right = test(member, model, data, classifier.transform, every=-(-len(data.labels) // TESTED))
+    right = count_correct(member, model, data, classifier.transform, every=-(-len(data.labels) // TESTED))
     if member.rank == 0:
         facts = {
             "arch": classifier.arch, "classes": classifier.classes, "images": len(data.labels), "left_out": data.dropped,

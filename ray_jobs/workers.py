@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import ray.train
 import torch
@@ -22,8 +23,10 @@ from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, Wo
 from ray.util.queue import Empty, Queue
 
 from adq.shards import filesystem
-from ray_jobs.job import Job
 from ray_jobs.stages import Stage
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
+    from ray_jobs.job import Job
 
 RESTARTS = 3  # of a group whose workers died
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
@@ -50,9 +53,9 @@ class Group:
 
     @property
     def folder(self) -> str:
-        return self.stage.store.path(f"{self.stage.folder}/training")
+        return self.stage.store.path(f"{self.stage.folder}/train")
 
-    def check(self, job: Job) -> None:
+    def check(self, job: "Job") -> None:
         """Raises ValueError where the cluster could never start this group."""
         cpus = self.workers * self.threads
         if cpus > job.cluster.cpus:

@@ -120,7 +120,7 @@ def test_a_folder_without_shards_is_missing(tmp_path):
 @pytest.mark.parametrize("address", ["pipe:touch {}/ran", "pipe:touch {}/ran |", "http://host/a.tar", "https://host/a.tar",
                                      "hdfs://host/a.tar", "ftp://host/a.tar"])  # fmt: skip
 def test_only_files_s3_and_gs_are_read(tmp_path, address):
-    with pytest.raises(ValueError, match="give a path, s3:// or gs://|only local paths, s3:// and gs://"):
+    with pytest.raises(ValueError, match=r"give a path, s3:// or gs://|only local paths, s3:// and gs://"):
         locate([address.format(tmp_path)])
     assert not (tmp_path / "ran").exists()
 
