@@ -12,7 +12,8 @@ from typing import BinaryIO, NamedTuple
 
 from adq.images import EXTENSIONS, UndecodableImage, header_size
 
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+# Longer for bzip2: a tar begins with its first member's name, which may be BZh.jpg.
+COMPRESSED = {rb"\x1f\x8b": "gzip", rb"BZh.1AY&SY": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK = 512
 SIZED_IMAGES = 16  # images a shard whose header is read for its size
 
@@ -57,14 +58,13 @@ class Labels:
                 value = json.loads(data)
                 for part in field.split("."):
                     value = value[part]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
+            except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise ValueError(f"{where}: no field {field!r} in its json member; see --label") from error
         if self.classes and value in self.classes:
             return self.classes.index(value)
-        try:
-            label = int(str(value))
-        except ValueError as error:
-            raise ValueError(f"{where}: label {str(value)[:60]!r} is neither a number nor a class name") from error
+        if not re.fullmatch(r"[+-]?[0-9]{1,9}", str(value)):  # int() would take 1_0 for 10
+            raise ValueError(f"{where}: label {str(value)[:60]!r} is neither a number nor a class name; see --classes")
+        label = int(str(value))
         if label < 0 or (self.classes and label >= len(self.classes)):
             known = f"0 to {len(self.classes) - 1}" if self.classes else "0 and up"
             raise ValueError(f"{where}: label {label} is outside the classes ({known}); see --classes")
@@ -83,6 +83,8 @@ def split_name(name: str, where: str) -> tuple[str, str]:
     """(key, extension) of a member. Raises ValueError for names that WebDataset would read in two ways."""
     if name.startswith("/") or ".." in name.split("/"):
         raise ValueError(f"{where}: member {name!r} points outside the archive")
+    if any("\ud800" <= character <= "\udfff" for character in name):  # how tarfile shows bytes that are no UTF-8
+        raise ValueError(f"{where}: member {name!r} has a name that is not UTF-8; rename it")
     folder, _, base = name.rpartition("/")
     parts = base.split(".")
     if len(parts) > 2:
@@ -108,10 +110,10 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
         ValueError: a compressed, truncated or damaged tar; a key whose members are not adjacent, or that comes twice;
             a sample without a label or an image, or with two; a label outside the classes.
     """
-    magic = stream.read(6)
+    magic = stream.read(16)
     stream.seek(0)
     for start, kind in COMPRESSED.items():
-        if magic.startswith(start):
+        if re.match(start, magic):
             raise ValueError(f"{where}: is compressed with {kind}; unpack it to a plain tar (byte ranges need one)")
     groups: dict[str, list[Member]] = {}
     samples: list[Sample] = []
@@ -141,6 +143,8 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
                 base = info.name.rpartition("/")[2]
                 if not info.isreg() or re.match(r"__[^/]*__($|/)", info.name) or base.startswith("._"):
                     continue
+                if info.issparse():
+                    raise ValueError(f"{where}: member {info.name} is sparse; write the tar again without --sparse")
                 key, ext = split_name(info.name, where)
                 data = tar.extractfile(info).read()
                 if len(data) != info.size:
@@ -156,7 +160,6 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
                     label = labels.parse(data, f"{where}: key {key!r}")
                 if ext in image_ext and len(sides) < SIZED_IMAGES:
                     sides.extend(_side(data))
-            close()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{where}: is damaged or truncated ({error}); copy it again") from error
     stream.seek(end)
@@ -164,6 +167,7 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
     if len(tail) < 2 * BLOCK or any(tail):
         raise ValueError(f"{where}: is truncated or damaged after byte {end} of {size}: the two closing blocks of a tar "
                          "are missing; copy or write it again")  # fmt: skip
+    close()
     if not samples:
         raise ValueError(f"{where}: holds no samples; leave it out, or see --image-ext and --label")
     return ShardScan(tuple(samples), tuple(sides))

@@ -13,7 +13,7 @@ import ray
 from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
 from ray_jobs.convert import Conversion, convert
-from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
 
 SEVERAL = ("--data", "--train", "--test")
 RENAMED = {"from_path": "from"}
@@ -24,7 +24,6 @@ def options(*groups: type) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         def call(**values):
-            values.pop("config")
             built = [group(**{f.name: values.pop(f.name) for f in fields(group)}) for group in groups]
             return function(*built, **values)
 
@@ -34,8 +33,13 @@ def options(*groups: type) -> Callable:
             hints = get_type_hints(group)
             for f in reversed(fields(group)):
                 call = _click_option(f, hints[f.name])(call)
+        if Selection in groups:
+            call = click.option(
+                "--preset", type=click.Choice(list(PRESETS)), is_eager=True, expose_value=False, callback=_use_preset,
+                help="paper: eq. 10 as printed; reference: what the published code does; default: ours.",
+            )(call)  # fmt: skip
         return click.option(
-            "--config", metavar="FILE", is_eager=True, expose_value=True, callback=_read_config,
+            "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read_config,
             help="A TOML file of these options; the command line wins.",
         )(call)  # fmt: skip
 
@@ -55,9 +59,9 @@ def _click_option(f, hint: type) -> Callable:
     return click.option(name, f.name, type=kind, default=f.default, metavar=f.metadata["metavar"], **shared)
 
 
-def _read_config(context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+def _read_config(context: click.Context, _parameter: click.Parameter, path: str | None) -> None:
     if path is None:
-        return None
+        return
     try:
         with open(path, "rb") as file:
             values = tomllib.load(file)
@@ -73,8 +77,12 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: str 
     for key, value in flat.items():
         several = getattr(names[spoken[key]], "multiple", False)
         flat[key] = [value] if several and not isinstance(value, list) else value
-    context.default_map = {spoken[key]: value for key, value in flat.items()}
-    return path
+    context.default_map = {**(context.default_map or {}), **{spoken[key]: value for key, value in flat.items()}}
+
+
+def _use_preset(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
+    if name is not None:
+        context.default_map = {**PRESETS[name], **(context.default_map or {})}
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})

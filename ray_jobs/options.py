@@ -107,6 +107,14 @@ class Selection:
             raise ValueError(f"--temperature {self.temperature}: expected a number above 0")
 
 
+# Where paper, published code and ours differ; the README's page on deviations says why.
+PRESETS = {
+    "default": {},
+    "paper": {"allocation": "literal", "diversity": "mean", "score_norm": "minmax", "balance": "none", "alpha": 0.65},
+    "reference": {"allocation": "code", "diversity": "code", "score_norm": "minmax", "balance": "none"},
+}
+
+
 @dataclass(frozen=True)
 class Place:
     """Where results and records go."""

@@ -75,7 +75,13 @@ def test_offsets_sizes_and_digests_are_those_of_the_exact_bytes(form):
 
 
 def test_the_index_and_the_reader_agree_on_the_samples(tmp_path):
-    given = [*sample("x/a", "3"), ("x/._a.jpg", b"fork"), ("__meta__/c.jpg", b""), *sample("d.e/f", "4"), *sample("G", "5")]
+    given = [
+        *sample("x/a", "3"),
+        ("x/._a.jpg", b"fork"),
+        ("__meta__/c.jpg", b""),
+        *sample("d.e/f", "4"),
+        *sample("G", "5"),
+    ]
     (tmp_path / "a.tar").write_bytes(tar_bytes(given))
     read_by_webdataset = list(read_samples(locate([str(tmp_path)]), "a.tar"))
     indexed = members(given).samples

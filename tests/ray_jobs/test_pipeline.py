@@ -1,0 +1,209 @@
+"""The pipeline on real images and a real cluster: resume, order, actors, kills, bad images; the same bytes throughout."""
+
+import io
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from adq.shards import tar_bytes
+from ray_jobs import compress
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
+from tests.ray_jobs.conftest import members, real_samples, write_shard
+
+BACKBONE = ("--backbone", "convnet-d3-w8", "--weights", "train:1", "--bins", "4")
+
+
+def run(
+    data: list[str], store: Path, out: Path, last: str = "write", compute: Compute | None = None, **options
+) -> dict:
+    selection = {"bins": 4} | {k: v for k, v in options.items() if k in Selection.__dataclass_fields__}
+    more = {k: v for k, v in options.items() if k in Data.__dataclass_fields__}
+    network = {k: v for k, v in options.items() if k in Backbone.__dataclass_fields__}
+    backbone = Backbone(**({"backbone": "convnet-d3-w8", "weights": "train:1"} | network))
+    wanted = compress.Compression(Data(data=tuple(data), **more), backbone, Selection(**selection), str(out))
+    return dict(compress.run(wanted, compute or Compute(batch_size=64), Place(store=str(store)), last))
+
+
+@pytest.fixture(scope="module")
+def calm(cluster, shards, tmp_path_factory) -> tuple[Path, Path, dict]:
+    """An undisturbed run of the command line: its store, its output, the sha256 of all results."""
+    work = tmp_path_factory.mktemp("calm")
+    finish(command([str(shards)], work / "store", work / "out", *BACKBONE, "--batch-size", "64"))
+    return work / "store", work / "out", outputs(work / "store", work / "out")
+
+
+def test_members_are_byte_identical_to_the_source(calm, shards):
+    kept, source = members(calm[1]), members(shards)
+    assert len(kept) == 2 * 80
+    assert all(source[name] == data for name, data in kept.items())
+    assert (calm[1] / "classes.txt").read_text() == (shards / "classes.txt").read_text()
+
+
+def test_running_again_does_no_work(calm, shards):
+    store, out, before = calm
+    times = {path: path.stat().st_mtime_ns for path in store.rglob("parts/*")}
+    said = finish(command([str(shards)], store, out, *BACKBONE, "--batch-size", "64"))
+    assert said.count("done before") == len(STAGES)
+    assert {path: path.stat().st_mtime_ns for path in store.rglob("parts/*")} == times
+    assert outputs(store, out) == before
+
+
+@pytest.mark.parametrize("actors", [1, 2])
+def test_order_and_number_of_actors_do_not_matter(calm, shards, tmp_path, actors):
+    data = sorted(map(str, shards.glob("*.tar")), reverse=True)
+    run(data, tmp_path / "store", tmp_path / "out", compute=Compute(batch_size=64, actors=actors))
+    assert outputs(tmp_path / "store", tmp_path / "out") == calm[2]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_kill_in_every_stage_leaves_the_same_bytes(calm, shards, tmp_path, stage):
+    store, out = tmp_path / "store", tmp_path / "out"
+    for done in STAGES[: STAGES.index(stage)]:
+        shutil.copytree(calm[0] / done, store / done)
+    arguments = command([str(shards)], store, out, *BACKBONE, "--batch-size", "64", "--actors", "1")
+    assert kill_when(arguments, begun(store, out, stage), limit=120)
+    finish(arguments)
+    assert outputs(store, out) == calm[2]
+
+
+def test_another_keep_ratio_runs_sample_and_write_alone(calm, shards, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(calm[0], store, ignore=shutil.ignore_patterns("mlflow*"))
+    before = {path.parent for path in store.rglob("manifest.json")}
+    one = run([str(shards)], store, tmp_path / "one", keep=0.2)
+    new = {path.parent.parent.name for path in store.rglob("manifest.json") if path.parent not in before}
+    assert new == {"sample"}
+    assert one["write"].summary["images"] == 160
+    ten, twenty = set(members(calm[1])), set(members(tmp_path / "one"))
+    assert ten < twenty, "keep ratios are nested"
+
+
+def test_alpha_zero_chooses_what_dq_chooses(calm, shards, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(calm[0], store, ignore=shutil.ignore_patterns("mlflow*"))
+    keys = {}
+    for name, options in {"adq": {"alpha": 0.0}, "dq": {"method": "dq"}, "full": {}}.items():
+        keys[name] = run([str(shards)], store, tmp_path / name, "sample", **options)["sample"].table("subset")["key"]
+    assert keys["adq"] == keys["dq"]
+    assert keys["full"] != keys["dq"]
+
+
+def test_every_method_keeps_the_same_number(calm, shards, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(calm[0], store, ignore=shutil.ignore_patterns("mlflow*"))
+    for method in ("random", "graphcut", "dq"):
+        for scope in ("class", "global"):
+            done = run([str(shards)], store, tmp_path / "x", "sample", method=method, scope=scope, keep=0.25)
+            table = done["sample"].table("subset")
+            assert table.num_rows == 200
+            quotas = done["sample"].table("quotas").to_pydict()
+            assert sum(quotas["quota"]) == sum(quotas["drawn"]) == 200
+            if method == "graphcut":
+                assert set(table["bin"].to_pylist()) == {0}
+
+
+def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cluster, tmp_path):
+    samples = real_samples(120, 1)
+    samples[7] = (samples[7][0], samples[7][1][:200], samples[7][2])
+    samples[90] = (samples[90][0], b"not an image", samples[90][2])
+    write_shard(tmp_path / "a.tar", samples[:60])
+    write_shard(tmp_path / "b.tar", samples[60:])
+    store, out = tmp_path / "store", tmp_path / "out"
+    with pytest.raises(ValueError, match=r"2 images cannot be decoded(.|\n)*--skip-corrupt") as told:
+        run([str(tmp_path)], store, out, weights=str(_weights(tmp_path)))
+    assert samples[7][0] in str(told.value) and samples[90][0] in str(told.value)
+    extracted = {path: path.stat().st_mtime_ns for path in (store / "extract").rglob("parts/*")}
+    done = run([str(tmp_path)], store, out, weights=str(_weights(tmp_path)), skip_corrupt=True)
+    assert {path: path.stat().st_mtime_ns for path in (store / "extract").rglob("parts/*")} == extracted
+    assert done["bins"].summary["images"] == 118
+    assert not {samples[7][0], samples[90][0]} & set(done["sample"].table("subset")["key"].to_pylist())
+
+
+def _weights(folder: Path) -> Path:
+    import torch
+
+    from adq.models import build
+
+    path = folder / "weights.pt"
+    if not path.exists():
+        torch.manual_seed(0)
+        torch.save(build("convnet-d3-w8", 10, 32).state_dict(), path)
+    return path
+
+
+def test_keys_that_are_unique_per_shard_only(cluster, tmp_path):
+    samples = real_samples(60)
+    for n in (0, 1):
+        write_shard(
+            tmp_path / f"s{n}.tar",
+            [(f"{i:03d}", image, label) for i, (_, image, label) in enumerate(samples[30 * n :][:30])],
+        )
+    with pytest.raises(ValueError, match=r"key '000' comes twice.*s0\.tar.*s1\.tar.*--key-prefix shard"):
+        run([str(tmp_path)], tmp_path / "store", tmp_path / "out", method="random")
+    run([str(tmp_path)], tmp_path / "store", tmp_path / "out", method="random", key_prefix="shard", keep=0.5)
+    kept = members(tmp_path / "out")
+    originals = {image for _, image, _ in samples}
+    assert len(kept) == 60
+    assert {data for name, data in kept.items() if name.endswith(".jpg")} < originals
+
+
+def test_own_embeddings_need_no_extraction(cluster, shards, tmp_path):
+    import numpy as np
+
+    rows = np.random.default_rng(0).normal(size=(800, 6)).astype(np.float32)
+    np.save(tmp_path / "own.npy", rows)
+    done = run(
+        [str(shards)], tmp_path / "store", tmp_path / "out", "bins", method="dq", embeddings=str(tmp_path / "own.npy")
+    )
+    assert "extract" not in done
+    keys = done["bins"].table("bins")["key"]
+    order = np.random.default_rng(1).permutation(800)
+    buffer = io.BytesIO()
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"key": keys.take(pa.array(order)), "embedding": list(rows[order])}), buffer)
+    (tmp_path / "own.parquet").write_bytes(buffer.getvalue())
+    other = run(
+        [str(shards)],
+        tmp_path / "store",
+        tmp_path / "out",
+        "bins",
+        method="dq",
+        embeddings=str(tmp_path / "own.parquet"),
+    )
+    assert other["bins"].table("bins") == done["bins"].table("bins")
+    np.save(tmp_path / "short.npy", rows[:10])
+    with pytest.raises(ValueError, match=r"short\.npy: shape \(10, 6\); expected \[800, d\]"):
+        run(
+            [str(shards)],
+            tmp_path / "store",
+            tmp_path / "out",
+            "bins",
+            method="dq",
+            embeddings=str(tmp_path / "short.npy"),
+        )
+
+
+def test_bad_input_fails_before_work(cluster, shards, tmp_path):
+    cases = {
+        r"cannot fill 801 bins": {"bins": 801},
+        r"keeps none": {"keep": 0.0001},
+        r"no images of class zebra": {"classes": str(_with_zebra(tmp_path))},
+    }
+    for message, options in cases.items():
+        with pytest.raises(ValueError, match=message):
+            run([str(shards)], tmp_path / "store", tmp_path / "out", method="dq", **options)
+    assert not (tmp_path / "store" / "extract").exists()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x.tar").write_bytes(tar_bytes([]))
+    with pytest.raises(ValueError, match="holds other shards already"):
+        run([str(shards)], tmp_path / "store", tmp_path / "full", method="random")
+
+
+def _with_zebra(folder: Path) -> Path:
+    path = folder / "classes.txt"
+    path.write_text("".join(f"{n}\n" for n in [*map(str, range(10)), "zebra"]))
+    return path
