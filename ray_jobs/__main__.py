@@ -12,11 +12,13 @@ import ray
 
 from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
+from ray_jobs.cluster import check_paths
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
 
 SEVERAL = ("--data", "--train", "--test")
 RENAMED = {"from_path": "from"}
+PLACES = ("data", "train", "test", "from_path", "val_labels", "out", "store", "classes", "embeddings")
 
 
 def options(*groups: type) -> Callable:
@@ -24,6 +26,7 @@ def options(*groups: type) -> Callable:
 
     def decorate(function: Callable) -> Callable:
         def call(**values):
+            _check_places(values)
             built = [group(**{f.name: values.pop(f.name) for f in fields(group)}) for group in groups]
             return function(*built, **values)
 
@@ -46,13 +49,22 @@ def options(*groups: type) -> Callable:
     return decorate
 
 
+def _check_places(values: dict) -> None:
+    """In a submitted job a relative path is an error, before anything is looked for there."""
+    for name in PLACES:
+        given = values.get(name)
+        for path in given if isinstance(given, tuple) else (given,):
+            check_paths(**{RENAMED.get(name, name): path})
+
+
 def _click_option(f, hint: type) -> Callable:
     name = "--" + RENAMED.get(f.name, f.name).replace("_", "-")
     if isinstance(hint, UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    shared = {"help": f.metadata["help"], "show_default": f.default not in (None, ())}
+    told = f.default not in (None, ()) or ("[default:" not in f.metadata["help"] and "none")
+    shared = {"help": f.metadata["help"], "show_default": told}
     if hint is bool:
-        return click.option(name, f.name, is_flag=True, default=f.default, **shared)
+        return click.option(name, f.name, is_flag=True, default=f.default, **shared | {"show_default": "off"})
     if get_origin(hint) is tuple:
         return click.option(name, f.name, multiple=True, metavar=f.metadata["metavar"], **shared)
     kind = click.Choice(f.metadata["choices"]) if f.metadata["choices"] else hint
@@ -69,14 +81,17 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: str 
         raise click.ClickException(f"--config {path}: {error}") from error
     flat = {k: v for k, v in values.items() if not isinstance(v, dict)} | values.get(context.info_name, {})
     flat = {k.replace("-", "_"): v for k, v in flat.items()}
-    names = {p.name: p for p in context.command.params}
+    names = {p.name: p for p in context.command.params if p.name != "config"}
     spoken = {RENAMED.get(name, name): name for name in names}
     unknown = sorted(set(flat) - set(spoken))
     if unknown:
         raise click.ClickException(f"--config {path}: unknown option {', '.join(unknown)}; see --help")
     for key, value in flat.items():
         several = getattr(names[spoken[key]], "multiple", False)
-        flat[key] = [value] if several and not isinstance(value, list) else value
+        if isinstance(value, list) and not several:
+            raise click.ClickException(f"--config {path}: --{key.replace('_', '-')} takes one value, not a list")
+        # As text, like the command line: click would make 2 of bins = 2.5.
+        flat[key] = [str(v) for v in (value if isinstance(value, list) else [value])] if several else str(value)
     context.default_map = {**(context.default_map or {}), **{spoken[key]: value for key, value in flat.items()}}
 
 

@@ -44,6 +44,7 @@ class Note:
     identity: str
     images: int  # trained on since the last note
     losses: tuple[float, ...]  # of the epochs done
+    top1: float | None = None  # once it is tested
 
 
 def input_side(side: int) -> int:

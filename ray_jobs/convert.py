@@ -13,9 +13,10 @@ from adq.imagenet import imagenet
 from adq.randomness import key_order, seed_of
 from adq.shards import absolute, is_remote, tar_bytes
 from adq.sources import Record, Source, image_folder, tiny_imagenet
+from ray_jobs.cluster import check_paths
 from ray_jobs.options import option
 from ray_jobs.progress import Progress
-from ray_jobs.store import Store, canonical_json
+from ray_jobs.store import Store
 
 KINDS = ("cifar10", "cifar100", "imagefolder", "tiny-imagenet", "imagenet")
 SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
@@ -45,6 +46,8 @@ class Conversion:
             raise ValueError(f"--source {self.source}: --from and --out are needed too")
         if (self.subset or self.val_labels) and self.source != "imagenet":
             raise ValueError("--subset and --val-labels belong to --source imagenet")
+        if self.shards < 0:
+            raise ValueError(f"--shards {self.shards}: expected 1 or more, or 0 for a number that fits the images")
 
 
 def open_source(wanted: Conversion) -> Source:
@@ -69,20 +72,30 @@ def convert(wanted: Conversion) -> list[str]:
     Returns:
         Patterns for --data.
     """
+    check_paths(**{"from": wanted.from_path, "out": wanted.out, "val_labels": wanted.val_labels})
     source = open_source(wanted)
     out = Store.at(wanted.out)
     out.check_writable()
     count = wanted.shards or min(MAX_SHARDS, -(-(source.count or MAX_SHARDS * IMAGES_PER_SHARD) // IMAGES_PER_SHARD))
     identity = {k: v for k, v in wanted.__dict__.items() if k != "out"} | {
+        "from_path": absolute(wanted.from_path),
         "classes": list(source.classes),
+        "images": source.count,
         "count": count,
     }
     known = out.read_json("source.json")
-    if known is not None and known["identity"] == identity:
+    mine = known is not None and known["identity"] == identity
+    if mine and known["images"] is not None:
         print(f"{'convert':<13} done before   {known['images']:,} images")
         return known["patterns"]
-    if known is not None or any(name.endswith(".tar") for name in out.names("")):
+    if not mine and (known is not None or any(name.endswith(".tar") for name in out.names(""))):
         raise ValueError(f"--out {out.root}: holds other shards already; choose an empty folder")
+    patterns = [f"{out.root}/{wanted.split}-*.tar"]
+    # Begun, not finished: after a kill, the same command may write over these shards (with the same bytes).
+    out.write_json("source.json", {"identity": identity, "images": None, "patterns": patterns})
+    if not is_remote(out.root):
+        for left in Path(out.root).glob(".spool-*"):
+            shutil.rmtree(left)
     progress = Progress("convert", source.count)
     folder = Path(tempfile.mkdtemp(prefix=".spool-", dir=None if is_remote(out.root) else out.root))
     try:
@@ -97,8 +110,7 @@ def convert(wanted: Conversion) -> list[str]:
     finally:
         shutil.rmtree(folder)
     out.write("classes.txt", "".join(f"{name}\n" for name in source.classes).encode())
-    patterns = [f"{out.root}/{wanted.split}-*.tar"]
-    out.write("source.json", canonical_json({"identity": identity, "images": images, "patterns": patterns}))
+    out.write_json("source.json", {"identity": identity, "images": images, "patterns": patterns})
     progress.close(f"{images:,} images in {count} shards")
     return patterns
 

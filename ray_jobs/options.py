@@ -51,7 +51,7 @@ class Compute:
     def __post_init__(self):
         _check_choices(self)
         for name in ("cpus_per_actor", "gpus_per_actor", "batch_size", "threads"):
-            if getattr(self, name) <= 0:
+            if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
         if self.actors < 0:
             raise ValueError(f"--actors {self.actors}: expected 0 (as many as fit) or more")

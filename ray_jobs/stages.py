@@ -136,7 +136,8 @@ class Stage:
 
 
 def _safe(name: str) -> str:
-    return name.replace("/", "__")
+    """A part's name as a file name; different names stay different."""
+    return name.replace("%", "%25").replace("/", "%2F")
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.store import canonical_json, sha256
+from ray_jobs.store import canonical_json, parquet_table, sha256
 from ray_jobs.workers import Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
@@ -162,7 +163,7 @@ def _train(job: "Job", index: Index, arch: str, epochs: int, workers: int, seed:
     def work(stage: Stage) -> tuple[list[Part], dict]:
         parts = stage.committed()
         if "weights.pt" not in parts:
-            group.check(job)
+            group.check()
             progress = Progress("weights", epochs * index.images)
 
             def on_note(note: Note) -> None:
@@ -172,11 +173,12 @@ def _train(job: "Job", index: Index, arch: str, epochs: int, workers: int, seed:
             run_group(group, _work, Training(stage, index, classifier, how), on_note)
             parts = stage.committed()
         group.clean()
-        facts = json.loads(stage.read(parts["training"]))
+        facts = json.loads(parquet_table(stage.read(parts["training"])).schema.metadata[b"summary"])
         return [parts["training"], parts["weights.pt"]], facts
 
     def log(run: "Run", manifest: Manifest) -> None:
-        run.metric_series((epoch, {"train_loss": loss}) for epoch, loss in enumerate(manifest.summary["losses"], 1))
+        curve = manifest.table("training").to_pylist()
+        run.metric_series((row["epoch"], {"train_loss": row["train_loss"]}) for row in curve)
 
     return Extractor(job.stage(stage, work, "images", log), arch, transform.crop, transform)
 
@@ -190,9 +192,10 @@ def _work(member: Member, training: Training) -> None:
     if member.rank == 0:
         facts = {
             "arch": classifier.arch, "classes": classifier.classes, "images": len(data.labels), "left_out": data.dropped,
-            "losses": losses, "train_loss": losses[-1], "train_top1": float(right.mean()),
+            "train_loss": losses[-1], "train_top1": float(right.mean()),
         }  # fmt: skip
-        stage.commit("training", canonical_json(facts), len(losses), "json")
+        curve = pa.table({"epoch": range(1, len(losses) + 1), "train_loss": losses})
+        stage.commit_table("training", curve.replace_schema_metadata({"summary": canonical_json(facts)}))
         _commit(stage, model.state_dict())
 
 

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import ray.train
 import torch
@@ -24,9 +23,6 @@ from ray.util.queue import Empty, Queue
 
 from adq.shards import filesystem
 from ray_jobs.stages import Stage
-
-if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
-    from ray_jobs.job import Job
 
 RESTARTS = 3  # of a group whose workers died
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
@@ -55,16 +51,17 @@ class Group:
     def folder(self) -> str:
         return self.stage.store.path(f"{self.stage.folder}/train")
 
-    def check(self, job: "Job") -> None:
+    def check(self) -> None:
         """Raises ValueError where the cluster could never start this group."""
-        cpus = self.workers * self.threads
-        if cpus > job.cluster.cpus:
+        there = ray.cluster_resources()
+        cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
+        if self.workers * self.threads > cpus:
             raise ValueError(
-                f"{self.workers} training workers of {self.threads} threads need {cpus} CPUs, the cluster has "
-                f"{job.cluster.cpus:g}: lower the number of workers or --threads"
+                f"{self.workers} training workers of {self.threads} threads need {self.workers * self.threads} CPUs, the "
+                f"cluster has {cpus:g}: lower the number of workers or --threads"
             )
-        if self.device == "cuda" and self.workers > job.cluster.gpus:
-            raise ValueError(f"{self.workers} training workers need as many GPUs, the cluster has {job.cluster.gpus:g}")
+        if self.device == "cuda" and self.workers > gpus:
+            raise ValueError(f"{self.workers} training workers need as many GPUs, the cluster has {gpus:g}")
 
     def clean(self) -> None:
         """Remove the checkpoints."""

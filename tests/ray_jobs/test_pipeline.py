@@ -137,10 +137,8 @@ def _weights(folder: Path) -> Path:
 def test_keys_that_are_unique_per_shard_only(cluster, tmp_path):
     samples = real_samples(60)
     for n in (0, 1):
-        write_shard(
-            tmp_path / f"s{n}.tar",
-            [(f"{i:03d}", image, label) for i, (_, image, label) in enumerate(samples[30 * n :][:30])],
-        )
+        mine = samples[30 * n : 30 * n + 30]
+        write_shard(tmp_path / f"s{n}.tar", [(f"{i:03d}", image, label) for i, (_, image, label) in enumerate(mine)])
     with pytest.raises(ValueError, match=r"key '000' comes twice.*s0\.tar.*s1\.tar.*--key-prefix shard"):
         run([str(tmp_path)], tmp_path / "store", tmp_path / "out", method="random")
     run([str(tmp_path)], tmp_path / "store", tmp_path / "out", method="random", key_prefix="shard", keep=0.5)

@@ -1,0 +1,79 @@
+"""What an evaluation says: means over seeds with their spread, as a table for a person."""
+
+import math
+import statistics
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+# 97.5 % quantiles of Student's t with 1 to 5 degrees of freedom; beyond, the expansion below is exact to 0.002.
+T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
+HEADINGS = ("set", "network", "images", "payload", "top-1", "sd", "95 % interval", "n")
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """One network on one set: top-1 over the seeds, as shares."""
+
+    set: str
+    arch: str
+    images: int
+    bytes: int
+    top1: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.fmean(self.top1)
+
+    @property
+    def sd(self) -> float:
+        """Sample standard deviation; NaN with one seed."""
+        return statistics.stdev(self.top1) if len(self.top1) > 1 else math.nan
+
+    @property
+    def half_interval(self) -> float:
+        """Half of the 95 % t-interval of the mean; NaN with one seed."""
+        n = len(self.top1)
+        return t_quantile(n - 1) * self.sd / math.sqrt(n) if n > 1 else math.nan
+
+
+def t_quantile(freedom: int) -> float:
+    """97.5 % quantile of Student's t (Fisher's expansion around the normal one; Abramowitz and Stegun 26.7.5)."""
+    if freedom <= len(T_QUANTILES):
+        return T_QUANTILES[freedom - 1]
+    z = statistics.NormalDist().inv_cdf(0.975)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+    )
+    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+
+
+def accuracies(table: pa.Table) -> list[Accuracy]:
+    """The rows of `evaluate`'s table, one a set and network, in its order."""
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for row in table.to_pylist():
+        groups.setdefault((row["set"], row["arch"]), []).append(row)
+    return [
+        Accuracy(name, arch, rows[0]["images"], rows[0]["bytes"], tuple(row["top1"] for row in rows))
+        for (name, arch), rows in groups.items()
+    ]
+
+
+def as_text(found: list[Accuracy]) -> str:
+    """A Markdown table that also reads well on a terminal; top-1, its spread and its interval in per cent."""
+    lines = [HEADINGS]
+    for s in found:
+        low, high = 100 * (s.mean - s.half_interval), 100 * (s.mean + s.half_interval)
+        spread = ("-", "-") if math.isnan(s.sd) else (f"{100 * s.sd:.2f}", f"{low:.2f} to {high:.2f}")
+        cells = (f"{s.images:,}", f"{s.bytes / 1e6:,.2f} MB", f"{100 * s.mean:.2f} %")
+        lines.append((s.set, s.arch, *cells, *spread, str(len(s.top1))))
+    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
+    rows = ["| " + " | ".join(_cell(i, line[i], widths[i]) for i in range(len(HEADINGS))) + " |" for line in lines]
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
+    return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def _cell(column: int, text: str, width: int) -> str:
+    return text.ljust(width) if column < 2 else text.rjust(width)

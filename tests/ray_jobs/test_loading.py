@@ -1,0 +1,137 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from adq.models import input_transform
+from adq.training import Recipe
+from ray_jobs import loading
+from ray_jobs.loading import Held, Streamed, how_to_hold, interval, open_set
+from tests.ray_jobs.images import drawn, index_of
+
+TRANSFORM = input_transform("convnet-d3", 32)
+RECIPE = Recipe(epochs=1, batch_size=7)
+WORLDS = pytest.mark.parametrize("world", [1, 2, 3])
+WAYS = pytest.mark.parametrize("how", ["decoded", "encoded", "streamed"])
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory):
+    """45 images in shards of 20, 3, 21 and 1, whose keys are not in the order of the shards."""
+    samples = drawn(0, 45)
+    mixed = [samples[i] for i in np.random.default_rng(0).permutation(45)]
+    shards = {"d.tar": mixed[:20], "b.tar": mixed[20:23], "a.tar": mixed[23:44], "c.tar": mixed[44:]}
+    return index_of(shards, tmp_path_factory.mktemp("uneven") / "data")
+
+
+@pytest.fixture(autouse=True)
+def small_buffer(monkeypatch):
+    monkeypatch.setattr(loading, "SHUFFLE", 6)
+
+
+def positions(data: Held | Streamed, images: torch.Tensor) -> list[int]:
+    """Which rows of the set these images are."""
+    known = {image.numpy().tobytes(): p for at, whole in data.share(0, 1) for p, image in zip(at, whole, strict=True)}
+    return [int(known[image.numpy().tobytes()]) for image in images]
+
+
+@WAYS
+@WORLDS
+def test_an_epoch_has_each_image_once_and_as_many_steps_for_every_worker(uneven, how, world):
+    data = open_set(uneven, TRANSFORM, how, threads=2)
+    shares = [list(data.epoch(RECIPE, seed=3, epoch=1, rank=rank, world=world)) for rank in range(world)]
+    seen = []
+    for step in zip(*shares, strict=True):
+        assert len({count for _, _, count in step}) == 1
+        assert sum(len(images) for images, _, _ in step) == step[0][2]
+        assert max(len(images) for images, _, _ in step) - min(len(images) for images, _, _ in step) <= 1
+        for images, labels, _ in step:
+            rows = positions(data, images)
+            assert data.labels[rows].tolist() == labels.tolist()
+            seen += rows
+    assert len(shares[0]) == 7
+    assert sorted(seen) == list(range(45))
+
+
+@WAYS
+@WORLDS
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_shares_count_each_image_once(uneven, how, world, every):
+    data = open_set(uneven, TRANSFORM, how, threads=1)
+    seen = [p for rank in range(world) for at, _ in data.share(rank, world, every) for p in at.tolist()]
+    assert sorted(seen) == list(range(0, 45, every))
+
+
+def test_intervals_are_disjoint_and_differ_by_at_most_one():
+    for world in (1, 2, 3, 7, 50):
+        parts = [interval(45, rank, world) for rank in range(world)]
+        assert [start for start, _ in parts[1:]] == [stop for _, stop in parts[:-1]]
+        assert (parts[0][0], parts[-1][1]) == (0, 45)
+        sizes = [stop - start for start, stop in parts]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_worker_without_images_in_a_step_still_takes_it(tmp_path):
+    data = open_set(index_of({"a.tar": drawn(0, 8)}, tmp_path / "data"), TRANSFORM, "streamed", threads=1)
+    batches = list(data.epoch(RECIPE, 0, 0, rank=2, world=3))
+    assert [(tuple(images.shape), count) for images, _, count in batches] == [((2, 3, 32, 32), 7), ((0, 3, 32, 32), 1)]
+
+
+def test_memory_does_not_know_the_order_of_shards(uneven, tmp_path):
+    again = index_of({"one.tar": drawn(0, 30), "two.tar": drawn(30, 45)}, tmp_path / "data")
+    for how in ("decoded", "encoded"):
+        one, two = (open_set(index, TRANSFORM, how, 1).epoch(RECIPE, 0, 0, 0, 1) for index in (uneven, again))
+        assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
+
+
+def test_decoded_and_encoded_give_the_same_batches(uneven):
+    one, two = (open_set(uneven, TRANSFORM, how, 2).epoch(RECIPE, 5, 2, 1, 2) for how in ("decoded", "encoded"))
+    assert all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a, b in zip(one, two, strict=True))
+
+
+def test_a_stream_is_repeatable_and_differs_between_epochs(uneven):
+    data = open_set(uneven, TRANSFORM, "streamed", threads=2)
+    first, again, other = (torch.cat([b[0] for b in data.epoch(RECIPE, 0, e, 0, 2)]) for e in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first[:20], other[:20])
+
+
+def test_a_stream_may_end_within_an_epoch(uneven):
+    batches = open_set(uneven, TRANSFORM, "streamed", threads=1).epoch(RECIPE, 0, 0, 0, 1)
+    assert len(next(batches)[0]) == 7
+    batches.close()
+
+
+@WAYS
+def test_an_image_that_cannot_be_decoded_is_named(tmp_path, how):
+    samples = drawn(0, 9)
+    samples[4] = (samples[4][0], samples[4][1][:60], 1)
+    index = index_of({"a.tar": samples[:3], "b.tar": samples[3:]}, tmp_path / "data")
+    with pytest.raises(ValueError, match=r"b\.tar: key 'image0004' cannot be decoded"):
+        list(open_set(index, TRANSFORM, how, 1).epoch(RECIPE, 0, 0, 0, 1))
+
+
+@pytest.mark.parametrize("how", ["decoded", "encoded"])
+def test_undecodable_images_can_be_left_out_in_memory(tmp_path, how):
+    samples = drawn(0, 9)
+    samples[4] = (samples[4][0], b"no image", 1)
+    data = open_set(index_of({"a.tar": samples}, tmp_path / "data"), TRANSFORM, how, 1, leave_out=True)
+    assert (data.dropped, len(data.labels), "image0004" in data.keys) == (1, 8, False)
+    assert sum(len(images) for images, _, _ in data.epoch(RECIPE, 0, 0, 0, 1)) == 8
+
+
+def test_a_shard_that_changed_since_ingest_is_named(tmp_path):
+    index = index_of({"a.tar": drawn(0, 5)}, tmp_path / "data")
+    index_of({"a.tar": drawn(5, 10)}, tmp_path / "other")
+    Path(index.data.root, "a.tar").write_bytes((tmp_path / "other" / "a.tar").read_bytes())
+    with pytest.raises(ValueError, match=r"a\.tar: changed since ingest"):
+        open_set(index, TRANSFORM, "decoded", 1)
+
+
+def test_a_set_is_held_as_memory_allows(uneven):
+    large = dataclasses.replace(TRANSFORM, resize=256, crop=256)
+    assert how_to_hold(uneven, TRANSFORM, 1) == "decoded"
+    assert how_to_hold(uneven, large, 1e-3) == "encoded"
+    assert how_to_hold(uneven, large, 1e-6) == "streamed"
