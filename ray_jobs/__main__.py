@@ -14,6 +14,8 @@ from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
 from ray_jobs.cluster import check_paths
 from ray_jobs.convert import Conversion, convert
+from ray_jobs.evaluate import Evaluation
+from ray_jobs.evaluate import run as run_evaluation
 from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
 
 SEVERAL = ("--data", "--train", "--test")
@@ -21,20 +23,23 @@ RENAMED = {"from_path": "from"}
 PLACES = ("data", "train", "test", "from_path", "val_labels", "out", "store", "classes", "embeddings")
 
 
-def options(*groups: type) -> Callable:
+def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
     """Add an option for every field of some dataclasses; the command gets one object of each, in that order."""
+
+    def asked(group: type) -> list:
+        return [f for f in fields(group) if f.name not in without]
 
     def decorate(function: Callable) -> Callable:
         def call(**values):
             _check_places(values)
-            built = [group(**{f.name: values.pop(f.name) for f in fields(group)}) for group in groups]
+            built = [group(**{f.name: values.pop(f.name) for f in asked(group)}) for group in groups]
             return function(*built, **values)
 
         call.__name__, call.__doc__ = function.__name__, function.__doc__
         call.__click_params__ = getattr(function, "__click_params__", [])
         for group in reversed(groups):
             hints = get_type_hints(group)
-            for f in reversed(fields(group)):
+            for f in reversed(asked(group)):
                 call = _click_option(f, hints[f.name])(call)
         if Selection in groups:
             call = click.option(
@@ -166,6 +171,27 @@ def score(data, selection, backbone, compute, place):
 def sample(data, selection, backbone, compute, place):
     """Choose the images: quotas, joint rounding, draws."""
     pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "sample")
+
+
+@main.command()
+@click.option(
+    "--train", multiple=True, required=True, metavar="SHARDS", help="Shards to train on; patterns as for --data."
+)
+@click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
+@options(Evaluation, Data, Compute, Place, without=("data", "skip_corrupt"))
+def evaluate(evaluation, reading, compute, place, train, test):
+    """Train networks on a data set and test them on another: last-epoch top-1 over seeds."""
+    run_evaluation(train, test, evaluation, reading, compute, place)
+
+
+@main.command()
+@click.option("--folder", default="./demo", show_default=True, metavar="FOLDER", help="Where the demonstration works.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each set.")
+def demo(folder, seeds):
+    """The whole pipeline on an embedded data set: compress it in three ways, train on the results, print a table."""
+    from ray_jobs.demo import run
+
+    run(folder, seeds)
 
 
 def several_values(arguments: Sequence[str]) -> list[str]:

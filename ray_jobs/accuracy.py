@@ -5,9 +5,8 @@ import statistics
 from dataclasses import dataclass
 
 import pyarrow as pa
+from scipy.special import stdtrit
 
-# 97.5 % quantiles of Student's t with 1 to 5 degrees of freedom; beyond, the expansion below is exact to 0.002.
-T_QUANTILES = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706)
 HEADINGS = ("set", "network", "images", "payload", "top-1", "sd", "95 % interval", "n")
 
 
@@ -34,20 +33,7 @@ class Accuracy:
     def half_interval(self) -> float:
         """Half of the 95 % t-interval of the mean; NaN with one seed."""
         n = len(self.top1)
-        return t_quantile(n - 1) * self.sd / math.sqrt(n) if n > 1 else math.nan
-
-
-def t_quantile(freedom: int) -> float:
-    """97.5 % quantile of Student's t (Fisher's expansion around the normal one; Abramowitz and Stegun 26.7.5)."""
-    if freedom <= len(T_QUANTILES):
-        return T_QUANTILES[freedom - 1]
-    z = statistics.NormalDist().inv_cdf(0.975)
-    terms = (
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-    )
-    return z + sum(term / freedom**power for power, term in enumerate(terms, 1))
+        return float(stdtrit(n - 1, 0.975)) * self.sd / math.sqrt(n) if n > 1 else math.nan
 
 
 def accuracies(table: pa.Table) -> list[Accuracy]:

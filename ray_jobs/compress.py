@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 
 from adq.shards import absolute, locate
 from ray_jobs import bins, extract, ingest, sample, score, weights, write
+from ray_jobs.cluster import check_paths
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.stages import Manifest
@@ -70,11 +71,10 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
 
 def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:
     """A command: connect, run the pipeline up to a stage, say what came out."""
-    paths = {"out": wanted.out, "weights": _file_of(wanted.backbone.weights), "embeddings": wanted.backbone.embeddings,
-             "classes": wanted.data.classes} | {"data": next(iter(wanted.data.data), None)}  # fmt: skip
+    check_paths(weights=_file_of(wanted.backbone.weights))
     selection = wanted.selection
     name = f"{selection.method} keep {selection.keep:g}" if last == "write" else last
-    with opened(place, compute, name, ["compress", last, wanted.identity()], paths) as job:
+    with opened(place, compute, name, ["compress", last, wanted.identity()]) as job:
         options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection)
         job.run.params({k: v for k, v in options.items() if v is not None} | {"batch_size": compute.batch_size})
         done = stages(job, wanted, last)
@@ -98,5 +98,5 @@ def _report(job: Job, done: Mapping[str, Manifest], wanted: Compression) -> None
         f"\n{s['images']:,} of {done['ingest'].summary['images']:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload "
         f"({share:.1%} of the source), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"
         f"shards   {absolute(wanted.out)}\n"
-        f"MLflow   {job.tracker.ui_command()}\n         {job.tracker.link(job.run)}"
+        f"{job.where_to_look()}"
     )

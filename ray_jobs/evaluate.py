@@ -228,13 +228,9 @@ def run(
         data: how both sets are read; its own shards are not used.
     """
     identity = ["evaluate", train, test, asdict(options), asdict(data)]
-    with opened(
-        place, compute, "evaluate", identity, {"train": next(iter(train), None), "test": next(iter(test), None)}
-    ) as job:
+    with opened(place, compute, "evaluate", identity) as job:
         given = {"train": train, "test": test}
         sets = {name: ingest.run(job, replace(data, data=shards), False, name) for name, shards in given.items()}
         name = posixpath.basename(sets["train"].data.root) or "train"
         table = evaluate(job, {name: sets["train"]}, sets["test"], options)
-        print(
-            f"\n{as_text(accuracies(table))}\n\nMLflow   {job.tracker.ui_command()}\n         {job.tracker.link(job.run)}"
-        )
+        print(f"\n{as_text(accuracies(table))}\n\n{job.where_to_look()}")

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ray_jobs.cluster import Cluster, check_paths, connected, probe
+from ray_jobs.cluster import Cluster, connected, probe
 from ray_jobs.machine import NodeMonitor
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
@@ -61,6 +61,10 @@ class Job:
                 log(run, manifest)
         return manifest
 
+    def where_to_look(self) -> str:
+        """How to open MLflow on this run."""
+        return f"MLflow   {self.tracker.ui_command()}\n         {self.tracker.link(self.run)}"
+
     def child(self, name: str, digest: str, params: Mapping[str, object]) -> Run:
         return self.tracker.run(name, digest, parent=self.run.id, params=params)
 
@@ -71,17 +75,13 @@ def _shown(summary: Mapping, what: str) -> str:
 
 
 @contextlib.contextmanager
-def opened(
-    place: Place, compute: Compute, name: str, identity: object, paths: Mapping[str, str | None]
-) -> Iterator[Job]:
+def opened(place: Place, compute: Compute, name: str, identity: object) -> Iterator[Job]:
     """Check places, connect to the cluster and to MLflow, and open the parent run of a pipeline.
 
     Args:
         name: the run's name, unless --run-name gives one.
         identity: everything that makes this pipeline another one; a command that is run again continues its run.
-        paths: options that name places, for the checks of a submitted job.
     """
-    check_paths(store=place.store, **paths)
     store = Store.at(place.store)
     store.check_writable()
     tracker = open_tracker(place.tracking_uri, place.experiment, store.root)

@@ -120,9 +120,10 @@ def read_weights(data: bytes, origin: str) -> State:
     try:
         value = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = next(iter(str(error).splitlines()), "it is empty")[:120]
         raise ValueError(
-            f"--weights {origin}: not a checkpoint of plain tensors ({str(error).splitlines()[0][:120]}); nothing else is "
-            "unpickled: save it with torch.save(model.state_dict(), FILE)"
+            f"--weights {origin}: not a checkpoint of plain tensors ({reason}); nothing else is unpickled: save it with "
+            "torch.save(model.state_dict(), FILE)"
         ) from error
     if isinstance(value, Mapping):
         value = next((value[name] for name in NESTED if isinstance(value.get(name), Mapping)), value)

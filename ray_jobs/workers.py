@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray.train
@@ -27,10 +28,12 @@ from ray_jobs.stages import Stage
 RESTARTS = 3  # of a group whose workers died
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
 NOTE_SECONDS = 0.5
-# Ray Train's own output and files; how often its controller looks at the workers, and how long a group may take to start.
+# How often Ray Train's controller looks at the workers, how long a group may take to start, and no output of its own. Workers
+# on a node that is taken away are found dead like any others: a watcher would be one more process to start.
 TRAIN_SETTINGS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "300",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
@@ -154,8 +157,7 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
     fs, inside = filesystem(group.folder)
     resources = {"CPU": group.threads} | ({"GPU": 1} if group.device == "cuda" else {})
     trainer = TorchTrainer(
-        _member,
-        train_loop_config={"work": work, "plan": plan, "group": group, "notes": notes},
+        partial(_member, work, plan, group, notes),  # not a train_loop_config, which the controller would load as well
         torch_config=TorchConfig(backend="nccl" if group.device == "cuda" else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=group.workers, use_gpu=group.device == "cuda", resources_per_worker=resources
@@ -186,17 +188,15 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
     outcome.result()
 
 
-def _member(config: dict) -> None:
+def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:
     """What Ray Train runs on each worker."""
-    group, context = config["group"], ray.train.get_context()
     torch.set_num_threads(group.threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU do not repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
     device = str(ray.train.torch.get_device()) if group.device == "cuda" else "cpu"
+    context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
-    config["work"](
-        Member(rank, world, device, group.threads, group.checkpoint_seconds, config["notes"]), config["plan"]
-    )
+    work(Member(rank, world, device, group.threads, group.checkpoint_seconds, notes), plan)
 
 
 @contextlib.contextmanager
