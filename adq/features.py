@@ -9,8 +9,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from adq.extractor import FeatureExtractor, InputTransform
 from adq.images import decode, resize_and_crop
-from adq.models import FeatureExtractor, InputTransform
 from adq.randomness import numpy_generator
 from adq.texture import REC_601, texture_level
 

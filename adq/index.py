@@ -141,6 +141,10 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
                 tar.members = []
                 end = max(end, info.offset_data + -(-info.size // BLOCK) * BLOCK if info.isreg() else info.offset_data)
                 base = info.name.rpartition("/")[2]
+                if info.issym() or info.islnk():
+                    raise ValueError(
+                        f"{where}: member {info.name} is a link; write the file itself (tar --dereference)"
+                    )
                 if not info.isreg() or re.match(r"__[^/]*__($|/)", info.name) or base.startswith("._"):
                     continue
                 if info.issparse():
@@ -167,6 +171,10 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
     if len(tail) < 2 * BLOCK or any(tail):
         raise ValueError(f"{where}: is truncated or damaged after byte {end} of {size}: the two closing blocks of a tar "
                          "are missing; copy or write it again")  # fmt: skip
+    while rest := stream.read(1 << 20):
+        if any(rest):
+            raise ValueError(f"{where}: more follows the closing blocks at byte {end}: tars that were put together with cat; "
+                             "keep them as shards of their own")  # fmt: skip
     close()
     if not samples:
         raise ValueError(f"{where}: holds no samples; leave it out, or see --image-ext and --label")

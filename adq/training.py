@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adq.augmentation import AUGMENTATIONS, augment
-from adq.models import SMALL, InputTransform
+from adq.extractor import InputTransform
+from adq.models import SMALL
 from adq.randomness import seed_of, torch_generator
 
 # Images uint8 [b, 3, S, S] and labels int64 [b] of one worker, and the size of the global batch; b may be 0.

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from adq.models import SMALL, InputTransform, build
+from adq.extractor import InputTransform
+from adq.models import SMALL, build
 from adq.randomness import seed_of
 from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
 from ray_jobs.loading import Held, Streamed

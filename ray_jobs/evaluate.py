@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 
 import pyarrow as pa
 
-from adq.models import input_transform
+from adq.extractor import input_transform
 from adq.training import Recipe, default_recipe
 from ray_jobs import ingest
 from ray_jobs.accuracy import accuracies, as_text
@@ -101,17 +101,15 @@ def evaluate(
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}
+        group = Group(options.workers, job.compute.threads, job.device, stage, checkpoint_seconds)
         if pending:
-            group = Group(options.workers, job.compute.threads, job.device, stage, checkpoint_seconds)
             group.check()
             with recorder.live(list(pending.values())):
                 run_group(group, train_and_test, replace(plan, trainings=tuple(pending.values())), recorder.on_note)
-            group.clean()
+        group.clean()
         rows = [_finish(training) for training in plan.trainings]
-        return [stage.commit_table("accuracy", pa.Table.from_pylist(rows))], {
-            "trainings": len(rows),
-            "test_images": test.images,
-        }
+        part = stage.commit_table("accuracy", pa.Table.from_pylist(rows))
+        return [part], {"trainings": len(rows), "test_images": test.images}
 
     def log(_: Run, __: Manifest) -> None:
         for training in plan.trainings:

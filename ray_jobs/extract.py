@@ -12,9 +12,10 @@ import pyarrow as pa
 import ray
 import torch
 
+from adq.extractor import FeatureExtractor, InputTransform, head_size, load_weights
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
-from adq.models import FeatureExtractor, InputTransform, build, head_size, load_weights
+from adq.models import build
 from adq.shards import DataSet, read_samples
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.ingest import Index, full_key

@@ -15,9 +15,9 @@ import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
+from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
-from adq.models import InputTransform
 from adq.randomness import numpy_generator, torch_generator
 from adq.shards import join, read_samples
 from adq.training import Batch, ImageSet, Recipe, TensorImages, epoch_batches

@@ -12,18 +12,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from adq.models import (
-    LARGE_FORMS,
-    SMALL,
-    InputTransform,
-    build,
-    default_backbone,
-    head_size,
-    input_transform,
-    load_weights,
-    torchvision_state,
-    zoo,
-)
+from adq.extractor import InputTransform, head_size, input_transform, load_weights, torchvision_state
+from adq.models import LARGE_FORMS, SMALL, build, default_backbone, zoo
 from adq.shards import absolute, file_info, open_file
 from adq.training import default_recipe
 from ray_jobs.classifier import Classifier, Note, count_correct, fit, input_side

@@ -8,9 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, augmented, features, load
 from adq.images import UndecodableImage
-from adq.models import FeatureExtractor, InputTransform, build
+from adq.models import build
 from adq.texture import REC_601, texture_level
 
 SIDE = 32

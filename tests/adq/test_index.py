@@ -346,3 +346,22 @@ def test_a_scan_is_plain_data():
     digest = hashlib.sha256(JPEG).hexdigest()
     one = Member("a.cls", BLOCK + -(-len(JPEG) // BLOCK) * BLOCK + BLOCK, 1, hashlib.sha256(b"1").hexdigest())
     assert found == ShardScan((Sample("a", 1, (Member("a.jpg", BLOCK, len(JPEG), digest), one)),), (30,))
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+def test_a_link_is_refused_rather_than_lost(kind):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, data in sample("a"):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+        link = tarfile.TarInfo("b.jpg")
+        link.type, link.linkname = kind, "a.jpg"
+        tar.addfile(link)
+    refused(buffer.getvalue(), "b.jpg", "is a link", "--dereference")
+
+
+def test_tars_that_were_put_together_are_refused_rather_than_half_read():
+    one, two = tar_bytes(sample("a")), tar_bytes(sample("b"))
+    refused(one + two, "more follows the closing blocks", "cat")

@@ -6,7 +6,8 @@ import torchvision
 from torch import nn
 
 from adq import models
-from adq.models import FeatureExtractor, build, default_backbone, head_size, input_transform, load_weights
+from adq.extractor import FeatureExtractor, head_size, input_transform, load_weights, torchvision_state
+from adq.models import build, default_backbone
 
 CLASSES = 7
 # embedding width, pooled width at 32 pixels: the sum of the widths of the stages
@@ -197,7 +198,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(torchvision.models, "get_model", unreachable)
     with pytest.raises(RuntimeError, match=r"network is unreachable.*https://.*--weights FILE"):
-        models.torchvision_state("resnet18", "DEFAULT")
+        torchvision_state("resnet18", "DEFAULT")
 
 
 def test_a_pair_that_does_not_match_is_named(monkeypatch):

@@ -14,7 +14,8 @@ from torch import nn
 
 from adq import training
 from adq.augmentation import augment
-from adq.models import build, input_transform
+from adq.extractor import input_transform
+from adq.models import build
 from adq.randomness import torch_generator
 from adq.training import (
     Recipe,

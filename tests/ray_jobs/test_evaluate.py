@@ -11,7 +11,7 @@ import pytest
 import ray
 import torch
 
-from adq.models import input_transform
+from adq.extractor import input_transform
 from adq.training import Recipe
 from ray_jobs import evaluate as evaluation
 from ray_jobs import workers

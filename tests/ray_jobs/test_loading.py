@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from adq.models import input_transform
+from adq.extractor import input_transform
 from adq.training import Recipe
 from ray_jobs import loading
 from ray_jobs.loading import Held, Streamed, how_to_hold, interval, open_set

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from adq.models import build, input_transform
+from adq.extractor import input_transform
+from adq.models import build
 from ray_jobs import weights
 from ray_jobs.job import opened
 from ray_jobs.options import Backbone, Compute, Place
