@@ -276,13 +276,6 @@ def test_a_gpu_that_lacks_a_counter_still_shows_the_others(monkeypatch):
     }
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False, logging_level="error")
-    yield
-    ray.shutdown()
-
-
 def wait_for(condition, seconds=20.0):
     end = time.monotonic() + seconds
     while not condition() and time.monotonic() < end:
