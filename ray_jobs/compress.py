@@ -1,11 +1,12 @@
 """compress: ingest, extract, bins, score, sample, write. Each stage is also a job of its own, which runs those before it."""
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from adq.shards import absolute, locate
 from ray_jobs import bins, extract, ingest, sample, score, weights, write
-from ray_jobs.cluster import check_paths
+from ray_jobs.cluster import check_paths, probe
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.stages import Manifest
@@ -49,9 +50,15 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
     selection = wanted.selection
     todo = [name for name in STAGES if name in wanted.needs() or name == last]
     todo = todo[: todo.index(last) + 1]
+    if "write" in todo:
+        write.check(wanted.out)
+        probe(job.cluster, [absolute(wanted.out)])
     index = ingest.run(job, wanted.data)
     if "bins" in wanted.needs() and index.images < selection.bins:
         raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    job.run.dataset(
+        posixpath.basename(index.data.root) or "data", index.data.root, index.manifest.content, "source", index.images
+    )
     done = {"ingest": index.manifest}
     if "weights" in todo:
         extractor = weights.run(job, index, wanted.backbone)

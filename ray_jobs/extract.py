@@ -90,7 +90,8 @@ class FeatureActor:
             raise ValueError(
                 f"{self.plan.data.root}/{shard}: changed since ingest ({len(rows) + len(failed)} of {len(labels)} images)"
             )
-        return self.plan.stage.commit_table(shard, _table(rows, failed)), len(failed), self.where
+        table = _table(rows, failed).replace_schema_metadata({"device": self.where})
+        return self.plan.stage.commit_table(shard, table), len(failed), self.where
 
     def _encoded(self, shard: str) -> Iterator[tuple[str, bytes]]:
         for sample in read_samples(self.plan.data, shard, self.plan.image_ext):

@@ -93,7 +93,7 @@ class Selection:
     balance: str = option(
         "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
     )
-    seed: int = option(0, "Seed of every random draw.")
+    seed: int = option(0, "Seed of the discriminator, of ties and of the draws.")
 
     def __post_init__(self):
         _check_choices(self)

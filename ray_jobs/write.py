@@ -11,7 +11,6 @@ from adq.images import decode
 from adq.randomness import key_order
 from adq.shards import DataSet, read_ranges, tar_bytes
 from ray_jobs.actors import map_actors, pool_size
-from ray_jobs.cluster import probe
 from ray_jobs.ingest import Index
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
@@ -44,16 +43,25 @@ class Output(Stage):
         """Raises ValueError where the folder belongs to another data set."""
         owner = self.store.read_json(".tessera/owner.json")
         if owner is None:
-            taken = [name for name in self.store.names("") if name.endswith(".tar")]
-            if taken:
-                raise ValueError(
-                    f"--out {self.store.root}: holds other shards already ({taken[0]}); choose an empty folder"
-                )
             self.store.write_json(".tessera/owner.json", {"digest": self.digest})
         elif owner["digest"] != self.digest:
             raise ValueError(
                 f"--out {self.store.root}: holds the result of another command; choose another folder, or remove this one first"
             )
+
+
+def check(out: str) -> None:
+    """What can be known of --out before hours are spent.
+
+    Raises:
+        OSError: it cannot be written.
+        ValueError: it holds shards that Tessera did not write.
+    """
+    store = Store.at(out)
+    store.check_writable()
+    taken = [name for name in store.names("") if name.endswith(".tar")]
+    if taken and store.size(".tessera/owner.json") is None:
+        raise ValueError(f"--out {store.root}: holds other shards already ({taken[0]}); choose an empty folder")
 
 
 class Writer:
@@ -117,8 +125,6 @@ def run(job: "Job", index: Index, sample: Manifest, out: str, seed: int) -> Mani
         Store.at(out), "write", VERSION, {"sample": sample.content, "index": index.manifest.content},
         {"seed": seed, "shard_images": SHARD_IMAGES, "shard_bytes": SHARD_BYTES},
     )  # fmt: skip
-    stage.store.check_writable()
-    probe(job.cluster, [stage.store.root])
     stage.claim()
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
