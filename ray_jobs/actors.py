@@ -29,6 +29,7 @@ def map_actors(
     compute: Compute,
     device: str,
     on_done: Callable[[object], None],
+    shared: object = None,
 ) -> None:
     """Call `work(*task)` for each task on a pool of actors; `on_done` gets each result as it comes.
 
@@ -36,8 +37,10 @@ def map_actors(
     the pool. The actors' CPUs and GPUs are free when this returns.
 
     Args:
-        actor_class: a plain class with `ready()` and `work(*task)`.
-        arguments: of its constructor; large ones as a list of object references, which a restart can still get.
+        actor_class: a plain class with `ready(shared)` and `work(shared, *task)`.
+        arguments: of its constructor, small.
+        shared: something large that every actor needs: put into the object store once, fetched once a node, and handed to
+            every call as a list of its reference, so that an actor that was started again finds it too.
     """
     remote = ray.remote(actor_class).options(
         num_cpus=compute.cpus_per_actor,
@@ -46,10 +49,11 @@ def map_actors(
         max_task_retries=RETRIES,
     )
     free_before = ray.available_resources()
+    reference_of_shared = [] if shared is None else [ray.put(shared)]
     pool = [remote.remote(*arguments) for _ in range(size)]
     waiting = list(reversed(tasks))
     # An actor gets its first task when it is up, so one that waits for resources holds nothing back.
-    running = {actor.ready.remote(): actor for actor in pool}
+    running = {actor.ready.remote(reference_of_shared): actor for actor in pool}
     idle_results = set(running)
     try:
         while running:
@@ -62,7 +66,7 @@ def map_actors(
             else:
                 on_done(result)
             if waiting:
-                running[actor.work.remote(*waiting.pop())] = actor
+                running[actor.work.remote(reference_of_shared, *waiting.pop())] = actor
             elif not waiting and set(running) <= idle_results:
                 break
     finally:

@@ -53,22 +53,27 @@ class Plan:
 class FeatureActor:
     """An actor with the backbone on its device."""
 
-    def __init__(self, plan: Plan, state: list[ray.ObjectRef]):
+    def __init__(self, plan: Plan):
         torch.set_num_threads(plan.threads)
         torch.use_deterministic_algorithms(True, warn_only=True)
         self.plan = plan
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in ray.get(state[0]).items()}
-        model = build(plan.arch, head_size(plan.arch, tensors), plan.image_size)
-        load_weights(model, tensors, "the weights stage")
-        self.extractor = FeatureExtractor(model, plan.arch).to(plan.device).eval()
+        self.extractor = None
         self.threads = ThreadPoolExecutor(max(1, plan.decoders))
         self.where = torch.cuda.get_device_name() if plan.device == "cuda" else "cpu"
 
-    def ready(self) -> bool:
-        return True
+    def ready(self, weights: list[ray.ObjectRef]) -> None:
+        """Load the weights, once an actor."""
+        if self.extractor is not None:
+            return
+        plan = self.plan
+        tensors = {name: torch.from_numpy(np.array(value)) for name, value in ray.get(weights[0]).items()}
+        model = build(plan.arch, head_size(plan.arch, tensors), plan.image_size)
+        load_weights(model, tensors, "the weights stage")
+        self.extractor = FeatureExtractor(model, plan.arch).to(plan.device).eval()
 
-    def work(self, shard: str, known: "list[tuple[str, int]]") -> tuple[Part, int, str]:
+    def work(self, weights: list[ray.ObjectRef], shard: str, known: list[tuple[str, int]]) -> tuple[Part, int, str]:
         """The committed part of a shard, how many images could not be decoded, and the device's name."""
+        self.ready(weights)
         labels = dict(known)
         rows: list[tuple] = []
         failed: list[tuple[str, int, str]] = []
@@ -166,11 +171,11 @@ def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrup
 
         if missing:
             known = _known(index)
-            state = ray.put({name: value.numpy() for name, value in torch.load(
-                io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True).items()})  # fmt: skip
+            saved = torch.load(io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True)
+            state = {name: value.numpy() for name, value in saved.items()}
             size = pool_size(job.cluster, compute, job.device, len(missing))
             tasks = [(shard, known[shard]) for shard in missing]
-            map_actors(FeatureActor, (plan, [state]), tasks, size, compute, job.device, on_done)
+            map_actors(FeatureActor, (plan,), tasks, size, compute, job.device, on_done, state)
         if len(devices) > 1:
             print(
                 f"warning: features come from different devices ({', '.join(sorted(devices))}); bytes will not repeat"

@@ -79,10 +79,10 @@ class Scanner:
     def __init__(self, stage: Stage, data: DataSet, labels: Labels, image_ext: tuple[str, ...], key_prefix: str):
         self.stage, self.data, self.labels, self.image_ext, self.key_prefix = stage, data, labels, image_ext, key_prefix
 
-    def ready(self) -> bool:
-        return True
+    def ready(self, _shared: list) -> None:
+        """Nothing to load."""
 
-    def work(self, shard: str) -> Part | str:
+    def work(self, _shared: list, shard: str) -> Part | str:
         """The committed part, or what is wrong with the shard."""
         where = join(self.data.root, shard)
         try:

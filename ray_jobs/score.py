@@ -125,15 +125,16 @@ def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manife
 class RatioActor:
     """An actor that evaluates eq. 5 for a block of a bin, its sum over the whole bin."""
 
-    def __init__(self, stage: Stage, temperature: float, threads: int, projected: list[ray.ObjectRef]):
+    def __init__(self, stage: Stage, temperature: float, threads: int):
         torch.set_num_threads(threads)
-        self.stage, self.temperature, self.data = stage, temperature, ray.get(projected[0])
+        self.stage, self.temperature, self.data = stage, temperature, None
 
-    def ready(self) -> bool:
-        return True
+    def ready(self, projected: list[ray.ObjectRef]) -> None:
+        self.data = self.data or ray.get(projected[0])
 
-    def work(self, name: str, members: np.ndarray, start: int) -> Part:
+    def work(self, projected: list[ray.ObjectRef], name: str, members: np.ndarray, start: int) -> Part:
         """Args: members: positions [n] of the bin's images, in key order. start: first row of the block."""
+        self.ready(projected)
         rows = members[start : start + BLOCK]
         ratio, cosine = np.empty(len(rows)), np.empty(len(rows))
         for half in (0, 1):
@@ -180,9 +181,9 @@ def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selecti
             columns = {name: matrix(table, name) for name in ("by_0", "by_1", "own_view")} | {
                 "half": table["half"].to_numpy()
             }
-            arguments = (stage, selection.temperature, job.compute.threads, [ray.put(columns)])
+            arguments = (stage, selection.temperature, job.compute.threads)
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
-            map_actors(RatioActor, arguments, missing, size, job.compute, "cpu", on_done)
+            map_actors(RatioActor, arguments, missing, size, job.compute, "cpu", on_done, columns)
         return [parts[name] for name, _, _ in tasks], {"images": len(number)}
 
     return job.stage(stage, work)

@@ -70,10 +70,10 @@ class Writer:
     def __init__(self, stage: Output, data: DataSet, rename: bool):
         self.stage, self.data, self.rename = stage, data, rename
 
-    def ready(self) -> bool:
-        return True
+    def ready(self, _shared: list) -> None:
+        """Nothing to load."""
 
-    def work(self, name: str, rows: list[tuple[str, str, list[dict]]]) -> Part:
+    def work(self, _shared: list, name: str, rows: list[tuple[str, str, list[dict]]]) -> Part:
         """Args: rows: (key, shard, members), in the order in which they are written."""
         wanted = defaultdict(list)
         for key, shard, members in rows:
