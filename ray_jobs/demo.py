@@ -17,7 +17,7 @@ SHARDS = {"train": 3, "test": 1}
 METHODS = ("random", "dq", "adq")
 KEEP = 0.1
 BACKBONE = Backbone(backbone="convnet-d3-w32", weights="train:2")
-EVALUATION = {"arch": "convnet-d3-w16", "steps": 200}
+EVALUATION = {"arch": "convnet-d3-w16", "steps": 150}
 
 
 def make_data(folder: Path) -> None:

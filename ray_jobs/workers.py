@@ -19,6 +19,7 @@ import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
@@ -120,6 +121,16 @@ class Member:
             ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
+class _Trainer(TorchTrainer):
+    """TorchTrainer without Ray's cleaner of placement groups, which asks the dashboard's API whether the controller is alive:
+    a local cluster has no dashboard, and every group would end ten seconds late. A placement group goes with its creator anyway.
+    """
+
+    def _create_default_callbacks(self) -> list:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 def run_group(
     group: Group, work: Callable[[Member, object], None], plan: object, on_note: Callable[[object], None]
 ) -> None:
@@ -156,7 +167,7 @@ def run_group(
 def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Callable[[object], None]) -> None:
     fs, inside = filesystem(group.folder)
     resources = {"CPU": group.threads} | ({"GPU": 1} if group.device == "cuda" else {})
-    trainer = TorchTrainer(
+    trainer = _Trainer(
         partial(_member, work, plan, group, notes),  # not a train_loop_config, which the controller would load as well
         torch_config=TorchConfig(backend="nccl" if group.device == "cuda" else "gloo"),
         scaling_config=ray.train.ScalingConfig(
