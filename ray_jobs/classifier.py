@@ -68,21 +68,25 @@ def fit(member: Member, classifier: Classifier, data: Held | Streamed, identity:
     losses: list[float] = list(start["losses"])
     sums: list[float] = []
     kept = spoken = time.monotonic()
-    told = 0
+    unsaid = 0
+
+    def speak() -> None:
+        nonlocal spoken, unsaid
+        if time.monotonic() - spoken >= SPEAK_SECONDS:
+            member.tell(Note(identity, unsaid, tuple(losses)))
+            spoken, unsaid = time.monotonic(), 0
 
     def on_step(_: int, loss: float) -> None:
-        nonlocal spoken, told
+        nonlocal unsaid
         sums.append(loss)
-        if time.monotonic() - spoken >= SPEAK_SECONDS:
-            member.tell(Note(identity, (len(sums) - told) * recipe.batch_size, tuple(losses)))
-            spoken, told = time.monotonic(), len(sums)
+        unsaid += recipe.batch_size
+        speak()
 
     def save(_: int, training: dict) -> None:
-        nonlocal kept, spoken, told
+        nonlocal kept
         losses.append(float(np.mean(sums, dtype=np.float64)))
-        member.tell(Note(identity, (len(sums) - told) * recipe.batch_size, tuple(losses)))
         sums.clear()
-        spoken, told = time.monotonic(), 0
+        speak()
         if member.due(kept):
             member.keep({"identity": identity, "training": training, "losses": losses})
             kept = time.monotonic()
