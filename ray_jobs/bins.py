@@ -23,7 +23,7 @@ KERNELS = {"l2": "cosine", "none": "l2"}
 
 
 def matrix(table: pa.Table, column: str) -> np.ndarray:
-    """A fixed-size list column without nulls as an array [N, d]."""
+    """A list column without nulls, its lists of one length, as an array [N, d]."""
     array = table[column].combine_chunks()
     return array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
 

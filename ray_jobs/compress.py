@@ -4,6 +4,7 @@ import posixpath
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from adq.sampling import kept
 from adq.shards import absolute, locate
 from ray_jobs import bins, extract, ingest, sample, score, weights, write
 from ray_jobs.cluster import check_paths, probe
@@ -54,6 +55,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         write.check(wanted.out)
         probe(job.cluster, [absolute(wanted.out)])
     index = ingest.run(job, wanted.data)
+    if "sample" in todo:
+        kept(selection.keep, index.images)
     if "bins" in wanted.needs() and index.images < selection.bins:
         raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
     job.run.dataset(

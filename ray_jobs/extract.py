@@ -128,11 +128,13 @@ def _table(rows: list[tuple], failed: list[tuple[str, int, str]]) -> pa.Table:
         if name == "texture":
             arrays.append(pa.array(column, kind))
             continue
-        width = next((len(v) for v in column if v is not None), 0)
-        missing = np.array([v is None for v in column])
-        blank = np.zeros(width, dtype=kind.to_pandas_dtype())
-        values = np.stack([blank if v is None else v for v in column])
-        arrays.append(pa.FixedSizeListArray.from_arrays(pa.array(values.ravel(), kind), width, mask=pa.array(missing)))
+        there = [v for v in column if v is not None]
+        values = np.concatenate(there) if there else np.empty(0, dtype=kind.to_pandas_dtype())
+        offsets = np.concatenate([[0], np.cumsum([0 if v is None else len(v) for v in column])])
+        missing = pa.array([v is None for v in column])
+        arrays.append(
+            pa.LargeListArray.from_arrays(pa.array(offsets, pa.int64()), pa.array(values, kind), mask=missing)
+        )
     return pa.table([*arrays, pa.array(error, pa.string())], names=["key", "label", *Features._fields, "error"])
 
 
