@@ -1,0 +1,89 @@
+"""A palettised data set for everybody else: indexed PNG files, and the samples of WebDataset shards."""
+
+import io
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from palette.codec import check_set
+
+
+def png_bytes(palette: np.ndarray, indices: np.ndarray) -> bytes:
+    """An indexed PNG of 1, 2, 4 or 8 bits a pixel, of a palette uint8 [K, 3] and indices uint8 [H, W]."""
+    image, buffer = Image.fromarray(indices), io.BytesIO()
+    image.putpalette(palette[: int(indices.max()) + 1].tobytes())
+    image.save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def samples(
+    palettes: np.ndarray, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str], prefix: str = "distilled"
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """The set as WebDataset samples; write them with `adq.shards.tar_bytes(members(samples(...)))`.
+
+    Args:
+        palettes, indices, labels, classes: as `palette.codec.encode` takes them.
+        prefix: of the keys, which are PREFIX_00000, PREFIX_00001, ...: unique, without a dot, in the order of the images.
+
+    Yields:
+        (key, {"png": an indexed PNG, "cls": the label as a number}). With soft labels, "cls" is the likeliest class (the lowest of
+        equals), and "npy" is the NumPy file of the float16 [C] logits or probabilities.
+
+    Raises:
+        ValueError: as encode; or a prefix that is no plain name.
+    """
+    if not re.fullmatch(r"[\w-]+", prefix):
+        raise ValueError(f"the prefix {prefix!r} is no plain name; use letters, digits, - and _")
+    palettes, indices, labels = check_set(palettes, indices, labels, classes)
+    digits = max(5, len(str(len(labels) - 1)))
+    for number, (palette, image, label) in enumerate(zip(palettes, indices, labels, strict=True)):
+        sample = {"png": png_bytes(palette, image), "cls": str(int(_hard(label))).encode()}
+        if labels.ndim == 2:
+            buffer = io.BytesIO()
+            np.save(buffer, label, allow_pickle=False)
+            sample["npy"] = buffer.getvalue()
+        yield f"{prefix}_{number:0{digits}d}", sample
+
+
+def members(samples: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[tuple[str, bytes]]:
+    """The files KEY.EXTENSION of samples, with their bytes, in the order in which a shard holds them."""
+    for key, sample in samples:
+        for extension, data in sample.items():
+            yield f"{key}.{extension}", data
+
+
+def write_pngs(
+    folder: str | Path, palettes: np.ndarray, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str]
+) -> list[Path]:
+    """The set as indexed PNG files, a folder for each class.
+
+    Folders are LABEL-NAME (03-cat): in label order for whoever sorts them, such as torchvision's ImageFolder, and inside `folder`
+    whatever a class is called: characters other than letters, digits, space, - and _ become _.
+
+    Args:
+        folder: made where it is missing; files of the same name are written over.
+        palettes, indices, labels, classes: as `palette.codec.encode` takes them; of soft labels, the likeliest class counts.
+
+    Returns:
+        The files, in the order of the images.
+
+    Raises:
+        ValueError: as encode. OSError: a folder that cannot be written.
+    """
+    palettes, indices, labels = check_set(palettes, indices, labels, classes)
+    digits, written = len(str(len(classes) - 1)), []
+    for key, sample in samples(palettes, indices, labels, classes):
+        label = int(sample["cls"])
+        name = re.sub(r"[^\w -]", "_", classes[label])[:40]
+        path = Path(folder) / f"{label:0{digits}d}-{name}" / f"{key}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(sample["png"])
+        written.append(path)
+    return written
+
+
+def _hard(label: np.ndarray) -> int:
+    return label.argmax() if label.ndim else label
