@@ -1,0 +1,358 @@
+"""One block of rows for the greedy: where the rows are, what is known of each, its best candidates.
+
+A block lives where its rows are: in this process, on a GPU, in an actor of its own. What it answers is small: the values of its best rows,
+those rows, and how good any row left outside can become. Nothing here decides a pick, except `best_of_near`, by the exact expression.
+"""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from adq.fixed_point import EXACT_ROWS, UNIT_64, Grid, deciding_values
+
+COLUMNS = 128  # float32 products are added up over so many columns, then in float64
+STEADY = 64  # picks that the expected pick of a pass weighs against those made since
+COMPACT = 0.75  # dead rows are dropped when the living are fewer than this share
+CHUNK = 1024
+
+
+class Bound(NamedTuple):
+    """What bounds some rows: largest value now, largest value after `horizon` picks were they all c, largest distance from the mean."""
+
+    start: float
+    end: float
+    radius: float
+    error: float  # of every value
+
+
+NOTHING = Bound(-np.inf, -np.inf, 0.0, 0.0)
+
+
+class Candidates(NamedTuple):
+    """The best rows of a block, and what bounds the others: the near ones, in the pool, and the far ones."""
+
+    rows: np.ndarray  # [M, d], as they are
+    lengths: np.ndarray  # float64 [M], their L2 norms
+    norms: np.ndarray  # float64 [M], squared lengths on the grid
+    indices: np.ndarray  # int64 [M], the lowest index left of each row
+    copies: dict[int, list[int]]  # further indices of rows that occur more than once, by place among the M
+    local: np.ndarray  # int64 [M], their names inside the block
+    near: Bound
+    far: Bound
+
+
+class Request(NamedTuple):
+    """What a block needs to know for a pass over its rows; enough to begin with, so that a block made anew goes on."""
+
+    number: int  # of the pass
+    bin: int
+    total: np.ndarray  # int64 [d], the exact sum of V
+    chosen: np.ndarray  # int64 [d], of S
+    size: int  # |S|
+    lam: float
+    count: int  # |V|
+    picked: np.ndarray | None  # float64 [d], the sum of the picks since the last pass
+    picks: int  # their number
+    expect: str  # c, the pick to expect: the mean of what was "picked" since the last pass, "chosen" in this bin, or of V, "mean"
+    horizon: int  # picks until the next pass, at most
+    stint: int  # picks until the pool is valued anew, at most
+    pool: int  # rows to keep at hand until then
+    limit: int  # candidates
+
+
+class Answer(NamedTuple):
+    """How good the rows of a block are."""
+
+    best: np.ndarray  # float64, falling: the best of max(value now, value after `horizon` picks of c)
+    highest: float  # the largest value now
+    error: float  # bound on the error of every value
+
+
+class Near(NamedTuple):
+    """The exact best of the rows near the maximum."""
+
+    value: float
+    index: int
+    local: int
+    row: np.ndarray  # float64 [d], exact
+
+
+class Block:
+    """Rows of one place.
+
+    Args:
+        rows: float32 or float64 [n, d], tame (`fixed_point.tame`); kept as they are, not copied, where that is possible.
+        indices: int64 [n], increasing: the rows' places in the whole.
+        device: where products run.
+        taken: indices that are no longer there (a run that goes on).
+    """
+
+    def __init__(self, rows: np.ndarray, indices: np.ndarray, grid: Grid, device: str = "cpu", taken: np.ndarray | None = None):
+        self.grid, self.device = grid, torch.device(device)
+        self.indices = np.array(indices, dtype=np.int64)
+        alive = np.ones(len(rows), dtype=bool)
+        if taken is not None and len(taken):
+            alive[np.isin(self.indices, taken)] = False
+        self.total, lengths, norms = _measure(rows, grid, alive)
+        self.count = int(alive.sum())
+        self.more: dict[int, list[int]] = {}
+        for group in equal_rows(rows, alive):
+            self.more[group[0]] = [int(self.indices[i]) for i in group[1:]]
+            alive[group[1:]] = False
+        self.rows = torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
+        self.owned = False
+        self.round_off = torch.finfo(self.rows.dtype).eps / 2
+        self.alive = torch.from_numpy(alive).to(self.device)
+        self.lengths, self.norms = torch.from_numpy(lengths).to(self.device), torch.from_numpy(norms).to(self.device)
+        self.longest = float(np.sqrt(norms.max(initial=0.0)))
+        self.bin, self.number, self.dot_total, self.heading = 0, -1, None, None
+
+    def sum(self) -> tuple[np.ndarray, int]:
+        """The exact sum of the rows that are there, int64 [d] in units of the scale, and their number (copies counted)."""
+        return self.total, self.count
+
+    def sum_of(self, indices: np.ndarray) -> np.ndarray:
+        """The exact sum of some rows of this block, whether taken or not; other indices are left out. Before the first refresh."""
+        places = np.flatnonzero(np.isin(self.indices, indices))
+        rows = [self.grid.rows(self.rows[places[s : s + CHUNK]].cpu().numpy()) for s in range(0, len(places), CHUNK)]
+        return np.sum([self.grid.total(part) for part in rows], axis=0) if rows else np.zeros_like(self.total)
+
+    def refresh(self, request: Request, taken: Sequence[int]) -> Answer:
+        """A pass over all rows: take note of the picks since the last one, value every row anew, keep the best at hand.
+
+        Args:
+            taken: this block's rows among the picks since it was last told, once for each copy.
+        """
+        if request.number == self.number:  # asked again, since another block was lost
+            return self._rank(request.stint, request.limit)
+        if self.dot_total is None:  # the first pass, or a block made anew: what was taken it knows already
+            self._anchor(request.total, request.chosen)
+            self.bin = request.bin
+            if request.picked is not None:
+                self.heading = self._product(self.everything, request.picked)
+        else:
+            self._take(taken)
+            self.heading = self._product(self.everything, request.picked)
+            self.dot_chosen += self.heading
+        if request.bin != self.bin:
+            self.dot_total -= self.dot_chosen
+            self.dot_chosen.zero_()
+            if int(self.alive.sum()) < COMPACT * len(self.rows):
+                self._compact()
+        self.bin, self.number = request.bin, request.number
+        self._value(request)
+        return self._rank(request.stint, request.limit)
+
+    def _anchor(self, total: np.ndarray, chosen: np.ndarray) -> None:
+        """Products with the sums of V and S in float64: the error bound starts anew."""
+        total, chosen = total * self.grid.scale, chosen * self.grid.scale
+        length = float(np.linalg.norm(total))
+        self.axis = total / length if length else np.zeros(len(total))
+        sums = torch.from_numpy(np.stack([total, chosen, self.axis], axis=1)).to(self.device)
+        products = torch.empty(len(self.rows), 3, dtype=torch.float64, device=self.device)
+        for start in range(0, len(self.rows), EXACT_ROWS):
+            products[start : start + EXACT_ROWS] = self.rows[start : start + EXACT_ROWS].double() @ sums
+        if self.grid.unit:
+            products /= self.lengths[:, None]
+        self.dot_total, self.dot_chosen, self.along = (products[:, i].clone() for i in range(3))
+        self.everything = _Rows(self.rows, self.lengths, self.along, 0.0)
+        self.whole = reach = float(np.linalg.norm(chosen)) + length
+        self.everything.error = self._rounding(reach) + (len(total) + 16) * UNIT_64 * self.longest * reach
+
+    def _rounding(self, length: float) -> float:
+        """How much a product with a vector of this length differs between a row and its exact form."""
+        return 0.5 * self.grid.scale * float(np.sqrt(len(self.axis))) * length
+
+    def _take(self, taken: Sequence[int]) -> None:
+        gone = []
+        for row in taken:
+            copies = self.more.get(row)
+            if copies:
+                self.indices[row] = copies.pop(0)
+            else:
+                gone.append(row)
+        self.alive[gone] = False
+
+    def _product(self, which: "_Rows", vector: np.ndarray) -> torch.Tensor:
+        """Rows times a vector, float64 [n]. The part along the mean is known; the rest is added up in the rows' own precision
+        over blocks of columns, and in float64 over the blocks: so its error bound is that of a short sum and a short vector."""
+        along = float(vector @ self.axis)
+        across = vector - along * self.axis
+        rows = which.rows
+        out = torch.zeros(len(rows), dtype=torch.float64, device=self.device)
+        narrow = torch.from_numpy(across).to(self.device, rows.dtype)
+        for start in range(0, rows.shape[1], COLUMNS):
+            columns, part = rows[:, start : start + COLUMNS], narrow[start : start + COLUMNS]
+            # numpy's matrix-vector product is several times torch's on CPUs.
+            out += torch.from_numpy(columns.numpy() @ part.numpy()) if self.device.type == "cpu" else columns @ part
+        size, length = float(np.linalg.norm(across)), float(np.linalg.norm(vector))
+        which.error += (COLUMNS + 16) * self.round_off * size * self.longest + self._rounding(length)
+        which.error += 8 * UNIT_64 * self.longest * (length + self.whole)  # products and sums are rounded in float64, too
+        return (out.div_(which.lengths) if self.grid.unit else out).add_(which.along, alpha=along)
+
+    def _value(self, request: Request) -> None:
+        """Values of all rows; the best become the pool."""
+        size, lam, count = request.size, request.lam, request.count
+        values = self.norms * (2.0 * size - lam * count)
+        values.add_(self.dot_chosen, alpha=-4.0).add_(self.dot_total, alpha=2.0 * lam)
+        values.masked_fill_(~self.alive, -torch.inf)
+        rounding = 8 * UNIT_64 * (2.0 * size + lam * count) * 4.0 * self.longest**2
+        error = 4.0 * (1.0 + lam) * self.everything.error + rounding
+        expected = {
+            "picked": lambda: self.heading / request.picks, "chosen": lambda: self.dot_chosen / size,
+            "mean": lambda: self.dot_total / count,
+        }[request.expect]()  # fmt: skip
+        later = self.norms.mul(2.0).add_(expected, alpha=-4.0).mul_(request.horizon).add_(values)
+        mean = request.total * (self.grid.scale / count)
+        spread = (self.norms - self.dot_total * (2.0 / count)).add_(float(mean @ mean)).clamp_(min=0)
+        spread = (spread + 2.0 * self.everything.error / count).sqrt_()
+        self.values, self.error = values, error
+        soon = torch.lerp(values, later, min(1.0, 8 * request.stint / request.horizon))
+        reach = torch.maximum(values, soon).masked_fill_(~self.alive, -torch.inf)
+        order = torch.topk(reach, min(request.pool, len(values))).indices
+        self.local = order[values[order] > -torch.inf]
+        far = self.alive.clone()
+        far[self.local] = False
+        self.far = _bound(values, later, spread, far, error)
+        self.pool = _Rows(self.rows[self.local], self.lengths[self.local], self.along[self.local], 0.0)
+        self.pool_values, self.pool_norms, self.pool_spread = values[self.local], self.norms[self.local], spread[self.local]
+        self.pool_expected = expected[self.local]
+        self.pool_picked, self.pool_picks = torch.zeros_like(self.pool_values), 0
+
+    def follow(self, picked: np.ndarray, picks: int, taken: Sequence[int], horizon: int, limit: int) -> tuple[Bound, Answer | None]:
+        """Value the pool anew after some picks.
+
+        Args:
+            picked: their sum, float64 [d].
+            horizon: picks until the next time, at most.
+            limit: how many of the best values to give, where candidates are to be chosen anew; 0: none.
+
+        Returns:
+            The bound of the pool's rows that are no candidates.
+        """
+        self._take(taken)
+        products = self._product(self.pool, picked)
+        self.pool_picked += products
+        self.pool_picks += picks
+        self.pool_values.add_(self.pool_norms, alpha=2.0 * picks).add_(products, alpha=-4.0)
+        return self._near(horizon), self._rank(horizon, limit) if limit else None
+
+    def _later(self, horizon: int) -> torch.Tensor:
+        expected = (self.pool_expected * STEADY + self.pool_picked) / (STEADY + self.pool_picks)
+        return self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).mul_(horizon).add_(self.pool_values)
+
+    def _near(self, horizon: int) -> Bound:
+        return _bound(self.pool_values, self._later(horizon), self.pool_spread, self.outside, self.error + 4.0 * self.pool.error)
+
+    def _rank(self, horizon: int, limit: int) -> Answer:
+        """The best rows of the pool."""
+        alive = self.alive[self.local]
+        reach = torch.maximum(self.pool_values, self._later(min(horizon, limit // 4))).masked_fill_(~alive, -torch.inf)
+        top = torch.topk(reach, min(limit, len(reach)))
+        self.best = top.indices[top.values > -torch.inf]
+        highest = float(self.pool_values[alive].max()) if bool(alive.any()) else -np.inf
+        return Answer(top.values[: len(self.best)].cpu().numpy(), max(highest, self.far.start), self.error + 4.0 * self.pool.error)
+
+    def candidates(self, number: int, horizon: int) -> Candidates:
+        """The best `number` rows of the last ranking, and bounds for the others."""
+        inside = self.best[:number]
+        self.outside = self.alive[self.local]
+        self.outside[inside] = False
+        rows = self.local[inside]
+        local = rows.cpu().numpy()
+        copies = {place: list(self.more[row]) for place, row in enumerate(local.tolist()) if self.more.get(row)} if self.more else {}
+        return Candidates(
+            self.pool.rows[inside].cpu().numpy(), self.lengths[rows].cpu().numpy(), self.norms[rows].cpu().numpy(),
+            self.indices[local], copies, local, self._near(horizon), self.far,
+        )  # fmt: skip
+
+    def best_of_near(self, threshold: float, weight: float, direction: np.ndarray) -> Near | None:
+        """Right after a pass: of the rows whose value is at least `threshold`, the one with the largest deciding value, lowest index first."""
+        near = torch.nonzero(self.values >= threshold)[:, 0]
+        best = None
+        for start in range(0, len(near), CHUNK):
+            which = near[start : start + CHUNK]
+            rows = self._exact(which)
+            values = deciding_values(rows, weight, direction)
+            local = which.cpu().numpy()
+            ties = np.flatnonzero(values == values.max())
+            place = int(ties[np.argmin(self.indices[local[ties]])])
+            found = Near(float(values[place]), int(self.indices[local[place]]), int(local[place]), rows[place])
+            if best is None or (found.value, -found.index) > (best.value, -best.index):
+                best = found
+        return best
+
+    def _exact(self, which: torch.Tensor) -> np.ndarray:
+        return self.grid.rows(self.rows[which].cpu().numpy(), self.lengths[which].cpu().numpy())
+
+    def _compact(self) -> None:
+        """Drop the dead rows: into memory of our own the first time, in place after."""
+        living = torch.nonzero(self.alive)[:, 0]
+        if not self.owned:
+            self.rows, self.owned = self.rows[living], True
+        else:
+            for start in range(0, len(living), EXACT_ROWS):  # a row never moves down, so nothing is overwritten unread
+                which = living[start : start + EXACT_ROWS]
+                self.rows[start : start + len(which)] = self.rows[which]
+            self.rows = self.rows[: len(living)]
+        places = {int(row): place for place, row in enumerate(living.tolist())} if self.more else {}
+        self.more = {places[row]: copies for row, copies in self.more.items() if row in places}
+        self.indices = self.indices[living.cpu().numpy()]
+        for name in ("alive", "lengths", "norms", "dot_total", "dot_chosen", "along", "heading"):
+            setattr(self, name, getattr(self, name)[living])
+        self.everything = _Rows(self.rows, self.lengths, self.along, self.everything.error)
+
+
+@dataclass
+class _Rows:
+    """Rows whose products are wanted."""
+
+    rows: torch.Tensor
+    lengths: torch.Tensor
+    along: torch.Tensor  # their products with the axis
+    error: float  # summed error bound of the products so far
+
+
+def _bound(values: torch.Tensor, later: torch.Tensor, spread: torch.Tensor, which: torch.Tensor, error: float) -> Bound:
+    if not bool(which.any()):
+        return NOTHING
+    start, end, radius = (float(x.masked_fill(~which, -torch.inf).max()) for x in (values, later, spread))
+    return Bound(start, end, radius * (1 + 1e-12), error)
+
+
+def _measure(rows: np.ndarray, grid: Grid, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(exact sum of the living rows, int64 [d]; lengths [n]; squared lengths on the grid [n])."""
+    lengths, norms = np.empty(len(rows)), np.empty(len(rows))
+
+    def part(start: int) -> np.ndarray:
+        raw, mine = rows[start : start + CHUNK], alive[start : start + CHUNK]
+        lengths[start : start + CHUNK] = length = grid.lengths(raw)
+        exact = grid.rows(raw, length)
+        norms[start : start + CHUNK] = (exact * exact).sum(axis=1)
+        return grid.total(exact if mine.all() else exact[mine])
+
+    total = np.zeros(rows.shape[1], dtype=np.int64)
+    starts = range(0, len(rows), CHUNK)
+    if len(rows) <= EXACT_ROWS:
+        return sum(map(part, starts), total), lengths, norms
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        return sum(pool.map(part, starts), total), lengths, norms
+
+
+def equal_rows(rows: np.ndarray, alive: np.ndarray) -> list[list[int]]:
+    """Groups of equal living rows, each with at least two members in increasing order."""
+    rows = np.ascontiguousarray(rows)
+    bits = rows.view(np.int32 if rows.itemsize == 4 else np.int64)
+    keys = bits.sum(axis=1, dtype=np.int64)  # equal rows have equal keys; what shares a key is compared bit by bit
+    order = np.argsort(keys, kind="stable")
+    order = order[alive[order]]
+    shared = keys[order][1:] == keys[order][:-1]
+    suspects = order[np.concatenate([shared, [False]]) | np.concatenate([[False], shared])] if len(order) else order
+    groups: dict[bytes, list[int]] = {}
+    for place in np.sort(suspects).tolist():
+        groups.setdefault(bits[place].tobytes(), []).append(place)
+    return [group for group in groups.values() if len(group) > 1]

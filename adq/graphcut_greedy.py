@@ -1,0 +1,296 @@
+"""The greedy itself: picks from any number of blocks of rows, wherever they are."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+
+from adq.fixed_point import Grid
+from adq.graphcut_block import STEADY, Answer, Block, Bound, Candidates, Near, Request
+from adq.graphcut_window import Outside, State, Window
+
+CANDIDATES = 2048
+POOL = 16  # rows at hand for each candidate
+SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
+JOINED = ("rows", "lengths", "norms", "indices")
+
+
+class BlockLost(RuntimeError):
+    """A block was lost and made anew: it knows its rows, and what was taken, but no sums. The next pass tells it."""
+
+
+class Blocks(Protocol):
+    """Blocks of rows that together are the whole; each call goes to all of them, side by side where they are apart."""
+
+    def sums(self) -> list[tuple[np.ndarray, int]]: ...
+    def sums_of(self, indices: np.ndarray) -> list[np.ndarray]: ...
+    def refresh(self, request: Request, taken: Sequence[Sequence[int]]) -> list[Answer]: ...
+    def candidates(self, numbers: Sequence[int], horizon: int) -> list[Candidates]: ...
+    def follow(
+        self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
+    ) -> list[tuple[Bound, Answer | None]]: ...
+    def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]: ...
+
+
+class LocalBlocks:
+    """Blocks of this process."""
+
+    def __init__(self, blocks: Sequence[Block]):
+        self.blocks = blocks
+
+    def sums(self) -> list[tuple[np.ndarray, int]]:
+        return [block.sum() for block in self.blocks]
+
+    def sums_of(self, indices: np.ndarray) -> list[np.ndarray]:
+        return [block.sum_of(indices) for block in self.blocks]
+
+    def refresh(self, request: Request, taken: Sequence[Sequence[int]]) -> list[Answer]:
+        return [block.refresh(request, mine) for block, mine in zip(self.blocks, taken, strict=True)]
+
+    def candidates(self, numbers: Sequence[int], horizon: int) -> list[Candidates]:
+        return [block.candidates(number, horizon) for block, number in zip(self.blocks, numbers, strict=True)]
+
+    def follow(
+        self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
+    ) -> list[tuple[Bound, Answer | None]]:
+        return [block.follow(picked, picks, mine, horizon, limit) for block, mine in zip(self.blocks, taken, strict=True)]
+
+    def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]:
+        return [block.best_of_near(t, weight, direction) for block, t in zip(self.blocks, thresholds, strict=True)]
+
+
+@dataclass
+class Statistics:
+    """What the greedy did, for progress and benchmarks."""
+
+    picks: int = 0
+    passes: int = 0  # over all rows
+    choices: int = 0  # of candidates, each with its Gram matrix
+    stints: int = 0  # picks between two valuations of the pool
+    exact: int = 0  # picks that needed the deciding values of all near rows
+
+
+class _Cycle:
+    """Seconds and picks since something was done, and seconds a pick over the times before: when going on costs more, it is done again."""
+
+    def __init__(self) -> None:
+        self.seconds = self.before = 0.0
+        self.picks = self.picks_before = 0
+
+    def add(self, seconds: float, picks: int) -> None:
+        self.seconds, self.picks = self.seconds + seconds, self.picks + picks
+
+    def begin(self) -> None:
+        self.before, self.picks_before = 0.8 * self.before + self.seconds, 0.8 * self.picks_before + self.picks
+        self.seconds, self.picks = 0.0, 0
+
+    def pays(self, seconds: float, picks: int) -> bool:
+        return picks > 0 and (not self.picks_before or seconds * self.picks_before <= self.before * picks)
+
+
+class Greedy:
+    """Picks one by one the row with the largest value of eq. 2, bin after bin.
+
+    A pass values all rows and keeps the best of them at hand: the pool. From the pool candidates are chosen, with their Gram matrix. Stints of
+    picks are made among the candidates, as far as the bounds reach; between two stints the pool is valued anew, which is cheap. When stints become
+    short, candidates are chosen again; when that pays no more, or when the bound of what is not in the pool is reached, a pass is made.
+
+    Args:
+        blocks: all rows; what was taken before is not among them.
+        lam: weight of the second sum.
+        candidates: rows whose Gram matrix is held; it changes the time, never the result.
+        chosen: indices of picks of the bin that is begun (a run that goes on).
+    """
+
+    def __init__(
+        self, blocks: Blocks, grid: Grid, lam: float = 1.0, candidates: int = CANDIDATES, device: str = "cpu",
+        chosen: np.ndarray | None = None,
+    ):  # fmt: skip
+        self.blocks, self.grid, self.lam, self.limit, self.device = blocks, grid, lam, candidates, torch.device(device)
+        sums = blocks.sums()
+        self.chosen = np.zeros_like(sums[0][0])
+        self.size = 0
+        if chosen is not None and len(chosen):
+            self.chosen, self.size = np.sum(blocks.sums_of(chosen), axis=0), len(chosen)
+        self.total = np.sum([total for total, _ in sums], axis=0) + self.chosen
+        self.count = sum(count for _, count in sums) + self.size
+        self.bin = 0
+        self.taken: list[list[int]] = [[] for _ in sums]
+        self.window, self.complete, self.fresh = None, False, False
+        self.passes, self.since_pass, self.picks_since_pass = 0, None, 0
+        self.stint, self.horizon = 64, LONGEST
+        self.pass_cycle, self.choice_cycle = _Cycle(), _Cycle()
+        self.statistics = Statistics()
+
+    def next_bin(self) -> None:
+        """S becomes empty, V what remains."""
+        self.total, self.count = self.total - self.chosen, self.count - self.size
+        self.chosen, self.size = np.zeros_like(self.chosen), 0
+        self.bin += 1
+        if self.complete:
+            self.window.begin(self._state())
+        else:
+            self.window = None
+
+    def run(self, picks: int, on_pick: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
+        """The next picks, in order: int64 [picks]. `on_pick` gets those of each stint."""
+        parts: list[np.ndarray] = []
+        left = picks
+        while left:
+            try:
+                part = self._stint(left)
+            except BlockLost:
+                self.window = None
+                continue
+            if len(part):
+                parts.append(part)
+                left -= len(part)
+                if on_pick:
+                    on_pick(part)
+        return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+    def _state(self) -> State:
+        return State(self.total, self.chosen, self.size, self.count, self.lam)
+
+    def _stint(self, left: int) -> np.ndarray:
+        """Picks until a bound is reached, and what must be done before the next."""
+        if self.window is None:
+            self._pass(left)
+        begin, state = time.perf_counter(), self._state()
+        places, ended = self.window.pick(state, left if self.complete else min(left, self.stint), self._outside())
+        picked, picks = np.array(self.window.picked, dtype=np.int64), len(places)
+        self.statistics.stints += 1
+        if picks:
+            self._add(self.window.exact_sum(places), picks)
+            for place in places if not self.complete else ():
+                number, local = self.where[place]
+                self.taken[number].append(local)
+        if self.complete:
+            return picked
+        if not picks and self.fresh:
+            return self._exactly(state)
+        if ended is None and picks == self.stint:
+            self.stint = min(2 * self.stint, LONGEST)
+        elif picks < left:
+            self.stint = int(np.clip(1.5 * picks, SHORTEST, LONGEST))
+        if ended == 1 or not (picks or self.picks_since_choice):
+            self.window = None
+        elif picks < left:
+            spent = time.perf_counter() - begin + self.follow_seconds
+            going_on = self.choice_cycle.pays(spent, picks)
+            self.choice_cycle.add(spent, picks)
+            self.pass_cycle.add(spent, picks)
+            if not going_on and not self.pass_cycle.pays(self.choice_cycle.seconds, self.choice_cycle.picks):
+                self.window = None
+            else:
+                self._follow(0 if going_on else self.limit, left - picks)
+        self.fresh = False
+        self.picks_since_choice += picks
+        return picked
+
+    def _pass(self, left: int) -> None:
+        """Value all rows, and choose candidates."""
+        begin = time.perf_counter()
+        expect = "picked" if self.size >= self.picks_since_pass >= SHORTEST else "chosen" if self.size else "mean"
+        if self.picks_since_pass:
+            self.horizon = int(np.clip(2 * self.picks_since_pass, 512, 16 * LONGEST))
+        request = Request(
+            self.passes, self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
+            expect, self.horizon, self.stint, POOL * self.limit, self.limit,
+        )  # fmt: skip
+        self.answers = self.blocks.refresh(request, self.taken)
+        self.taken = [[] for _ in self.answers]
+        scale = self.grid.scale
+        self.mean = self.total * (scale / self.count)
+        self.far_expected = {
+            "picked": lambda: self.since_pass / self.picks_since_pass, "chosen": lambda: self.chosen * (scale / self.size),
+            "mean": lambda: self.mean,
+        }[expect]()  # fmt: skip
+        self.passes += 1
+        self.statistics.passes += 1
+        self.since_pass, self.picks_since_pass = np.zeros(len(self.total)), 0
+        self.pass_cycle.begin()
+        self.pass_cycle.add(time.perf_counter() - begin, 0)
+        self._choose(self.answers, left)
+        self.fresh = not self.complete
+
+    def _choose(self, answers: Sequence[Answer], left: int) -> None:
+        """The best of the pool become candidates."""
+        begin = time.perf_counter()
+        found = self.blocks.candidates(self._share(answers), self.stint)
+        rows, lengths, norms, indices = (np.concatenate([getattr(part, name) for part in found]) for name in JOINED)
+        copies, self.where = {}, []
+        for number, part in enumerate(found):
+            copies |= {len(self.where) + place: further for place, further in part.copies.items()}
+            self.where += [(number, local) for local in part.local.tolist()]
+        self.window = Window(rows, lengths, norms, indices, copies, self.grid, self.device, left)
+        self.window.begin(self._state())
+        self.near, self.far = _worst([part.near for part in found]), _worst([part.far for part in found])
+        self.complete = self.near.start == self.far.start == -np.inf
+        self._valued()
+        self.picks_since_choice = 0
+        self.statistics.choices += 1
+        self.choice_cycle.begin()
+        self.choice_cycle.add(time.perf_counter() - begin, 0)
+        self.pass_cycle.add(time.perf_counter() - begin, 0)
+
+    def _follow(self, limit: int, left: int) -> None:
+        """Value the pool anew; with a limit, choose candidates from it."""
+        begin = time.perf_counter()
+        answers = self.blocks.follow(self.since_valued, self.picks_since_valued, self.taken, self.stint, limit)
+        self.taken = [[] for _ in self.taken]
+        self.near = _worst([near for near, _ in answers])
+        if limit:
+            self._choose([answer for _, answer in answers], left)
+        else:
+            self._valued()
+            self.follow_seconds = time.perf_counter() - begin
+
+    def _valued(self) -> None:
+        self.near_horizon, self.follow_seconds = self.stint, 0.0
+        self.near_expected = (self.far_expected * STEADY + self.since_pass) / (STEADY + self.picks_since_pass)
+        self.since_valued, self.picks_since_valued = np.zeros_like(self.mean), 0
+
+    def _outside(self) -> list[Outside]:
+        """The bounds of the pool's other rows, and of the far ones."""
+        if self.complete:
+            return []
+        near = Outside(*self.near, self.near_horizon, self.near_expected, self.mean, self.picks_since_valued, self.since_valued)
+        far = Outside(*self.far, self.horizon, self.far_expected, self.mean, self.picks_since_pass, self.since_pass)
+        return [near, far]
+
+    def _add(self, total: np.ndarray, picks: int) -> None:
+        self.chosen, self.size = self.chosen + total, self.size + picks
+        picked = total * self.grid.scale
+        self.since_pass, self.picks_since_pass = self.since_pass + picked, self.picks_since_pass + picks
+        self.since_valued, self.picks_since_valued = self.since_valued + picked, self.picks_since_valued + picks
+        self.statistics.picks += picks
+
+    def _share(self, answers: Sequence[Answer]) -> list[int]:
+        """How many of the best rows each block has among the best of all."""
+        owner = np.concatenate([np.full(len(answer.best), number) for number, answer in enumerate(answers)])
+        best = np.concatenate([answer.best for answer in answers])
+        chosen = np.argsort(-best, kind="stable")[: self.limit]
+        return np.bincount(owner[chosen], minlength=len(answers)).tolist()
+
+    def _exactly(self, state: State) -> np.ndarray:
+        """The next pick right after a pass, from the deciding values of all rows near the maximum: int64 [1]."""
+        floor = max(answer.highest - answer.error for answer in self.answers)
+        weight, direction = state.weight(), state.direction(self.grid.scale)
+        near = self.blocks.best_of_near([floor - answer.error for answer in self.answers], weight, direction)
+        number, best = max(
+            ((number, found) for number, found in enumerate(near) if found), key=lambda f: (f[1].value, -f[1].index)
+        )
+        self._add(self.grid.total(best.row[None]), 1)
+        self.taken[number].append(best.local)
+        self.statistics.exact += 1
+        self.window = None
+        return np.array([best.index], dtype=np.int64)
+
+
+def _worst(bounds: Sequence[Bound]) -> Bound:
+    """One bound for the rows of all."""
+    return Bound(*(max(values) for values in zip(*bounds, strict=True)))
