@@ -50,7 +50,9 @@ class Grid:
 
 def largest_entry(raw: np.ndarray) -> float:
     """The largest magnitude of an entry: what the grid of raw vectors is made from."""
-    return max((float(np.abs(raw[s : s + EXACT_ROWS]).max(initial=0.0)) for s in range(0, len(raw), EXACT_ROWS)), default=0.0)
+    return max(
+        (float(np.abs(raw[s : s + EXACT_ROWS]).max(initial=0.0)) for s in range(0, len(raw), EXACT_ROWS)), default=0.0
+    )
 
 
 def tame(raw: np.ndarray, unit: bool, largest: float) -> np.ndarray:
@@ -62,8 +64,8 @@ def tame(raw: np.ndarray, unit: bool, largest: float) -> np.ndarray:
         largest: the largest entry of all rows, wherever they are (raw vectors).
     """
     if not unit:
-        power = np.floor(np.log2(largest)) if largest else 0.0
-        return raw if abs(power) <= TAME else np.ldexp(raw.astype(np.float64), -int(power)).astype(raw.dtype)
+        power = wildness(largest)
+        return np.ldexp(raw.astype(np.float64), -power).astype(raw.dtype) if power else raw
     out = raw
     for start in range(0, len(raw), EXACT_ROWS):
         peak = np.abs(raw[start : start + EXACT_ROWS]).max(axis=1, initial=0.0).astype(np.float64)
@@ -77,7 +79,7 @@ def tame(raw: np.ndarray, unit: bool, largest: float) -> np.ndarray:
 
 
 def make_grid(kernel: str, largest: float) -> Grid:
-    """The grid of a kernel: "cosine" (unit vectors) or "l2" (raw, as fine as the largest entry allows).
+    """The grid of a kernel on tame rows: "cosine" (unit vectors) or "l2" (raw, as fine as the largest entry allows).
 
     Raises:
         ValueError: another kernel.
@@ -85,8 +87,19 @@ def make_grid(kernel: str, largest: float) -> Grid:
     if kernel == "cosine":
         return Grid(True, 2.0**-BITS)
     if kernel == "l2":
-        return Grid(False, 2.0 ** (np.ceil(np.log2(largest)) - BITS) if largest else 1.0)
+        return raw_grid(largest * 2.0 ** -wildness(largest))
     raise ValueError(f"kernel {kernel!r}: expected 'cosine' or 'l2'")
+
+
+def raw_grid(largest: float) -> Grid:
+    """The finest grid on which entries up to `largest` have 40 bits."""
+    return Grid(False, 2.0 ** (np.ceil(np.log2(largest)) - BITS) if largest else 1.0)
+
+
+def wildness(largest: float) -> int:
+    """The power of two by which raw rows are scaled down, 0 for tame ones."""
+    power = int(np.floor(np.log2(largest))) if largest else 0
+    return power if abs(power) > TAME else 0
 
 
 def deciding_values(rows: np.ndarray, weight: float, direction: np.ndarray) -> np.ndarray:

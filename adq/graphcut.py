@@ -34,7 +34,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from adq.fixed_point import MAX_ROWS, check_rows, largest_entry, make_grid, tame
+from adq.fixed_point import MAX_ROWS, Grid, check_rows, largest_entry, make_grid, tame
 from adq.graphcut_block import Block
 from adq.graphcut_gradient import gradient_bins, gradient_select
 from adq.graphcut_greedy import CANDIDATES, Blocks, Greedy, LocalBlocks
@@ -95,23 +95,37 @@ def graphcut_bins(
             raise ValueError("kernel 'gradient' needs the similarities of all pairs, so it runs in scope 'class' alone")
         return gradient_bins(embeddings, errors, labels, num_bins, bin_sizes, on_step)
     check_rows(embeddings, kernel == "cosine")
-    if scope == "global":
-        indices = np.arange(count)
-        blocks, grid = local_blocks(embeddings, indices, kernel, device, resume)
-        return blocks_bins(blocks, grid, count, num_bins, on_step, candidates, device, save, resume)
     largest = largest_entry(embeddings) if kernel == "l2" else 1.0
+    if scope == "class":
+        return class_bins(embeddings, labels, num_bins, kernel, largest, on_step, candidates, device)
+    blocks = LocalBlocks([block_of(embeddings, np.arange(count), kernel, largest, device, resume)])
+    return blocks_bins(blocks, make_grid(kernel, largest), count, num_bins, on_step, candidates, device, save, resume)
+
+
+def class_bins(
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    num_bins: int,
+    kernel: str,
+    largest: float,
+    on_step: Callable[[int], None] | None = None,
+    candidates: int = CANDIDATES,
+    device: str = "cpu",
+) -> tuple[np.ndarray, np.ndarray]:
+    """`graphcut_bins` in scope "class" for whole classes, which need not be all. largest: the largest entry of all rows."""
     order = np.argsort(labels, kind="stable")
     groups = np.split(order, np.flatnonzero(np.diff(np.asarray(labels)[order])) + 1)
-    bins, ranks = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
+    bins, ranks = np.empty(len(labels), dtype=np.int64), np.empty(len(labels), dtype=np.int64)
+    grid = make_grid(kernel, largest)
     for members in groups:
-        blocks, grid = local_blocks(embeddings[members], np.arange(len(members)), kernel, device, None, largest)
+        blocks = LocalBlocks([block_of(embeddings[members], np.arange(len(members)), kernel, largest, device)])
         bins[members], ranks[members] = blocks_bins(blocks, grid, len(members), num_bins, on_step, candidates, device)
     return bins, ranks
 
 
 def blocks_bins(
     blocks: Blocks,
-    grid,
+    grid: Grid,
     count: int,
     num_bins: int,
     on_step: Callable[[int], None] | None = None,
@@ -192,22 +206,22 @@ def graphcut_select(
     if kernel == "gradient":
         return gradient_select(embeddings, errors, budget, lam)
     check_rows(embeddings, kernel == "cosine")
-    blocks, grid = local_blocks(embeddings, np.arange(len(embeddings)), kernel, device)
-    return Greedy(blocks, grid, float(lam), candidates, device).run(budget)
+    largest = largest_entry(embeddings) if kernel == "l2" else 1.0
+    blocks = LocalBlocks([block_of(embeddings, np.arange(len(embeddings)), kernel, largest, device)])
+    return Greedy(blocks, make_grid(kernel, largest), float(lam), candidates, device).run(budget)
 
 
-def local_blocks(
-    embeddings: np.ndarray, indices: np.ndarray, kernel: str, device: str = "cpu", taken: np.ndarray | None = None,
-    largest: float | None = None,
-) -> tuple[LocalBlocks, object]:  # fmt: skip
-    """One block of all rows, and their grid."""
-    if largest is None:
-        largest = largest_entry(embeddings) if kernel == "l2" else 1.0
+def block_of(
+    rows: np.ndarray,
+    indices: np.ndarray,
+    kernel: str,
+    largest: float,
+    device: str = "cpu",
+    taken: np.ndarray | None = None,
+) -> Block:
+    """A block of some of the rows. largest: the largest entry of all rows, which may be elsewhere."""
     grid = make_grid(kernel, largest)
-    rows = tame(embeddings, grid.unit, largest)
-    if not grid.unit and rows is not embeddings:
-        grid = make_grid(kernel, largest * 2.0 ** -np.floor(np.log2(largest)))
-    return LocalBlocks([Block(rows, indices, grid, device, taken)]), grid
+    return Block(tame(rows, grid.unit, largest), indices, grid, device, taken)
 
 
 def _rows(embeddings: np.ndarray) -> np.ndarray:

@@ -48,7 +48,6 @@ class Candidates(NamedTuple):
 class Request(NamedTuple):
     """What a block needs to know for a pass over its rows; enough to begin with, so that a block made anew goes on."""
 
-    number: int  # of the pass
     bin: int
     total: np.ndarray  # int64 [d], the exact sum of V
     chosen: np.ndarray  # int64 [d], of S
@@ -91,7 +90,9 @@ class Block:
         taken: indices that are no longer there (a run that goes on).
     """
 
-    def __init__(self, rows: np.ndarray, indices: np.ndarray, grid: Grid, device: str = "cpu", taken: np.ndarray | None = None):
+    def __init__(
+        self, rows: np.ndarray, indices: np.ndarray, grid: Grid, device: str = "cpu", taken: np.ndarray | None = None
+    ):
         self.grid, self.device = grid, torch.device(device)
         self.indices = np.array(indices, dtype=np.int64)
         alive = np.ones(len(rows), dtype=bool)
@@ -109,7 +110,7 @@ class Block:
         self.alive = torch.from_numpy(alive).to(self.device)
         self.lengths, self.norms = torch.from_numpy(lengths).to(self.device), torch.from_numpy(norms).to(self.device)
         self.longest = float(np.sqrt(norms.max(initial=0.0)))
-        self.bin, self.number, self.dot_total, self.heading = 0, -1, None, None
+        self.bin, self.dot_total, self.heading = 0, None, None
 
     def sum(self) -> tuple[np.ndarray, int]:
         """The exact sum of the rows that are there, int64 [d] in units of the scale, and their number (copies counted)."""
@@ -127,8 +128,6 @@ class Block:
         Args:
             taken: this block's rows among the picks since it was last told, once for each copy.
         """
-        if request.number == self.number:  # asked again, since another block was lost
-            return self._rank(request.stint, request.limit)
         if self.dot_total is None:  # the first pass, or a block made anew: what was taken it knows already
             self._anchor(request.total, request.chosen)
             self.bin = request.bin
@@ -143,7 +142,7 @@ class Block:
             self.dot_chosen.zero_()
             if int(self.alive.sum()) < COMPACT * len(self.rows):
                 self._compact()
-        self.bin, self.number = request.bin, request.number
+        self.bin = request.bin
         self._value(request)
         return self._rank(request.stint, request.limit)
 
@@ -191,7 +190,9 @@ class Block:
             out += torch.from_numpy(columns.numpy() @ part.numpy()) if self.device.type == "cpu" else columns @ part
         size, length = float(np.linalg.norm(across)), float(np.linalg.norm(vector))
         which.error += (COLUMNS + 16) * self.round_off * size * self.longest + self._rounding(length)
-        which.error += 8 * UNIT_64 * self.longest * (length + self.whole)  # products and sums are rounded in float64, too
+        which.error += (
+            8 * UNIT_64 * self.longest * (length + self.whole)
+        )  # products and sums are rounded in float64, too
         return (out.div_(which.lengths) if self.grid.unit else out).add_(which.along, alpha=along)
 
     def _value(self, request: Request) -> None:
@@ -219,11 +220,17 @@ class Block:
         far[self.local] = False
         self.far = _bound(values, later, spread, far, error)
         self.pool = _Rows(self.rows[self.local], self.lengths[self.local], self.along[self.local], 0.0)
-        self.pool_values, self.pool_norms, self.pool_spread = values[self.local], self.norms[self.local], spread[self.local]
+        self.pool_values, self.pool_norms, self.pool_spread = (
+            values[self.local],
+            self.norms[self.local],
+            spread[self.local],
+        )
         self.pool_expected = expected[self.local]
         self.pool_picked, self.pool_picks = torch.zeros_like(self.pool_values), 0
 
-    def follow(self, picked: np.ndarray, picks: int, taken: Sequence[int], horizon: int, limit: int) -> tuple[Bound, Answer | None]:
+    def follow(
+        self, picked: np.ndarray, picks: int, taken: Sequence[int], horizon: int, limit: int
+    ) -> tuple[Bound, Answer | None]:
         """Value the pool anew after some picks.
 
         Args:
@@ -246,7 +253,9 @@ class Block:
         return self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).mul_(horizon).add_(self.pool_values)
 
     def _near(self, horizon: int) -> Bound:
-        return _bound(self.pool_values, self._later(horizon), self.pool_spread, self.outside, self.error + 4.0 * self.pool.error)
+        return _bound(
+            self.pool_values, self._later(horizon), self.pool_spread, self.outside, self.error + 4.0 * self.pool.error
+        )
 
     def _rank(self, horizon: int, limit: int) -> Answer:
         """The best rows of the pool."""
@@ -255,7 +264,9 @@ class Block:
         top = torch.topk(reach, min(limit, len(reach)))
         self.best = top.indices[top.values > -torch.inf]
         highest = float(self.pool_values[alive].max()) if bool(alive.any()) else -np.inf
-        return Answer(top.values[: len(self.best)].cpu().numpy(), max(highest, self.far.start), self.error + 4.0 * self.pool.error)
+        return Answer(
+            top.values[: len(self.best)].cpu().numpy(), max(highest, self.far.start), self.error + 4.0 * self.pool.error
+        )
 
     def candidates(self, number: int, horizon: int) -> Candidates:
         """The best `number` rows of the last ranking, and bounds for the others."""
@@ -264,7 +275,11 @@ class Block:
         self.outside[inside] = False
         rows = self.local[inside]
         local = rows.cpu().numpy()
-        copies = {place: list(self.more[row]) for place, row in enumerate(local.tolist()) if self.more.get(row)} if self.more else {}
+        copies = (
+            {place: list(self.more[row]) for place, row in enumerate(local.tolist()) if self.more.get(row)}
+            if self.more
+            else {}
+        )
         return Candidates(
             self.pool.rows[inside].cpu().numpy(), self.lengths[rows].cpu().numpy(), self.norms[rows].cpu().numpy(),
             self.indices[local], copies, local, self._near(horizon), self.far,

@@ -19,7 +19,7 @@ JOINED = ("rows", "lengths", "norms", "indices")
 
 
 class BlockLost(RuntimeError):
-    """A block was lost and made anew: it knows its rows, and what was taken, but no sums. The next pass tells it."""
+    """A block was lost, and all were made anew without the rows that were taken. The next pass tells them the sums."""
 
 
 class Blocks(Protocol):
@@ -56,7 +56,9 @@ class LocalBlocks:
     def follow(
         self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
     ) -> list[tuple[Bound, Answer | None]]:
-        return [block.follow(picked, picks, mine, horizon, limit) for block, mine in zip(self.blocks, taken, strict=True)]
+        return [
+            block.follow(picked, picks, mine, horizon, limit) for block, mine in zip(self.blocks, taken, strict=True)
+        ]
 
     def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]:
         return [block.best_of_near(t, weight, direction) for block, t in zip(self.blocks, thresholds, strict=True)]
@@ -119,8 +121,8 @@ class Greedy:
         self.count = sum(count for _, count in sums) + self.size
         self.bin = 0
         self.taken: list[list[int]] = [[] for _ in sums]
-        self.window, self.complete, self.fresh = None, False, False
-        self.passes, self.since_pass, self.picks_since_pass = 0, None, 0
+        self.window, self.complete, self.fresh, self.follow = None, False, False, None
+        self.since_pass, self.picks_since_pass = None, 0
         self.stint, self.horizon = 64, LONGEST
         self.pass_cycle, self.choice_cycle = _Cycle(), _Cycle()
         self.statistics = Statistics()
@@ -142,8 +144,8 @@ class Greedy:
         while left:
             try:
                 part = self._stint(left)
-            except BlockLost:
-                self.window = None
+            except BlockLost:  # only before a stint, so that no pick is lost with it
+                self.window, self.taken = None, [[] for _ in self.taken]
                 continue
             if len(part):
                 parts.append(part)
@@ -159,6 +161,8 @@ class Greedy:
         """Picks until a bound is reached, and what must be done before the next."""
         if self.window is None:
             self._pass(left)
+        elif self.follow is not None:
+            self._follow(self.follow, left)
         begin, state = time.perf_counter(), self._state()
         places, ended = self.window.pick(state, left if self.complete else min(left, self.stint), self._outside())
         picked, picks = np.array(self.window.picked, dtype=np.int64), len(places)
@@ -186,19 +190,19 @@ class Greedy:
             if not going_on and not self.pass_cycle.pays(self.choice_cycle.seconds, self.choice_cycle.picks):
                 self.window = None
             else:
-                self._follow(0 if going_on else self.limit, left - picks)
+                self.follow = 0 if going_on else self.limit
         self.fresh = False
         self.picks_since_choice += picks
         return picked
 
     def _pass(self, left: int) -> None:
         """Value all rows, and choose candidates."""
-        begin = time.perf_counter()
+        begin, self.follow = time.perf_counter(), None
         expect = "picked" if self.size >= self.picks_since_pass >= SHORTEST else "chosen" if self.size else "mean"
         if self.picks_since_pass:
             self.horizon = int(np.clip(2 * self.picks_since_pass, 512, 16 * LONGEST))
         request = Request(
-            self.passes, self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
+            self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
             expect, self.horizon, self.stint, POOL * self.limit, self.limit,
         )  # fmt: skip
         self.answers = self.blocks.refresh(request, self.taken)
@@ -209,7 +213,6 @@ class Greedy:
             "picked": lambda: self.since_pass / self.picks_since_pass, "chosen": lambda: self.chosen * (scale / self.size),
             "mean": lambda: self.mean,
         }[expect]()  # fmt: skip
-        self.passes += 1
         self.statistics.passes += 1
         self.since_pass, self.picks_since_pass = np.zeros(len(self.total)), 0
         self.pass_cycle.begin()
@@ -239,7 +242,7 @@ class Greedy:
 
     def _follow(self, limit: int, left: int) -> None:
         """Value the pool anew; with a limit, choose candidates from it."""
-        begin = time.perf_counter()
+        begin, self.follow = time.perf_counter(), None
         answers = self.blocks.follow(self.since_valued, self.picks_since_valued, self.taken, self.stint, limit)
         self.taken = [[] for _ in self.taken]
         self.near = _worst([near for near, _ in answers])
@@ -258,7 +261,9 @@ class Greedy:
         """The bounds of the pool's other rows, and of the far ones."""
         if self.complete:
             return []
-        near = Outside(*self.near, self.near_horizon, self.near_expected, self.mean, self.picks_since_valued, self.since_valued)
+        near = Outside(
+            *self.near, self.near_horizon, self.near_expected, self.mean, self.picks_since_valued, self.since_valued
+        )
         far = Outside(*self.far, self.horizon, self.far_expected, self.mean, self.picks_since_pass, self.since_pass)
         return [near, far]
 

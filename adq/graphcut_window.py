@@ -112,7 +112,11 @@ class Window:
             self.error = error + len(order) * self.update_error
             if order:
                 products = self.shifted @ self.shifted[places].T if self.gram is None else self.gram[places].T
-                self.values += len(order) * self.linear - products.sum(axis=1, dtype=np.float64) + sum(self.constant[p] for p in places)
+                self.values += (
+                    len(order) * self.linear
+                    - products.sum(axis=1, dtype=np.float64)
+                    + sum(self.constant[p] for p in places)
+                )
             self.values[~self.alive] = -np.inf
         self.picked = [index for _, index in order]
         return [place for place, _ in order], ended
@@ -195,7 +199,9 @@ class Window:
 
     def _products(self, vector: np.ndarray) -> np.ndarray:
         """Rows times a vector in float64: [M]."""
-        out = np.concatenate([self.raw[s : s + BLOCK].astype(np.float64) @ vector for s in range(0, len(self.raw), BLOCK)])
+        out = np.concatenate(
+            [self.raw[s : s + BLOCK].astype(np.float64) @ vector for s in range(0, len(self.raw), BLOCK)]
+        )
         return out * self.factors
 
 

@@ -21,6 +21,11 @@ def pool_size(cluster: Cluster, compute: Compute, device: str, tasks: int) -> in
     return max(1, min(int(fits), tasks))
 
 
+def resources(compute: Compute, device: str) -> dict:
+    """What an actor reserves."""
+    return {"num_cpus": compute.cpus_per_actor, "num_gpus": compute.gpus_per_actor if device == "cuda" else 0}
+
+
 def map_actors(
     actor_class: type,
     arguments: tuple,
@@ -42,12 +47,7 @@ def map_actors(
         shared: something large that every actor needs: put into the object store once, fetched once a node, and handed to
             every call as a list of its reference, so that an actor that was started again finds it too.
     """
-    remote = ray.remote(actor_class).options(
-        num_cpus=compute.cpus_per_actor,
-        num_gpus=compute.gpus_per_actor if device == "cuda" else 0,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-    )
+    remote = ray.remote(actor_class).options(**resources(compute, device), max_restarts=-1, max_task_retries=RETRIES)
     free_before = ray.available_resources()
     reference_of_shared = [] if shared is None else [ray.put(shared)]
     pool = [remote.remote(*arguments) for _ in range(size)]

@@ -1,5 +1,7 @@
-"""bins: exact greedy GraphCut over the embeddings, on the driver."""
+"""bins: exact greedy GraphCut over the embeddings, in the driver or, where they are large, in actors."""
 
+import io
+import time
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -9,6 +11,10 @@ import pyarrow.compute as pc
 
 from adq.graphcut import graphcut_bins
 from adq.shards import absolute, buffered, open_file
+from ray_jobs import graphcut
+from ray_jobs.actors import pool_size, resources
+from ray_jobs.class_means import class_means, nearest
+from ray_jobs.graphcut import Cut, Piece
 from ray_jobs.ingest import Index
 from ray_jobs.options import Selection
 from ray_jobs.progress import Progress
@@ -18,7 +24,9 @@ from ray_jobs.store import parquet_table, sha256
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 1
+VERSION = 2
+IN_THE_DRIVER = 2e9  # bytes of embeddings that the driver takes
+SECONDS = 60.0  # between two checkpoints
 KERNELS = {"l2": "cosine", "none": "l2"}
 
 
@@ -88,30 +96,22 @@ def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection
     )  # fmt: skip
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
-        if own:
-            rows, keys, labels, _ = own
-            if extract is not None:
-                decoded = set(sorted_features(extract, [])["key"].to_pylist())
-                good = np.array([key in decoded for key in keys])
-                rows, keys, labels = rows[good], [k for k, g in zip(keys, good, strict=True) if g], labels[good]
+        checkpoint = _Checkpoint(stage)
+        progress = Progress("bins", index.images)
+        actors = 0 if own else _actors(job, extract)
+        if actors:
+            keys, labels, cut = _by_actors(job, extract, index, selection, actors, progress, checkpoint)
         else:
-            table = sorted_features(extract, ["embedding"])
-            rows, keys, labels = matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
-        if selection.centre == "class":
-            rows = rows - class_means(rows, labels)[labels]
-        _check_rows(rows, keys, selection.normalize)
-        progress = Progress("bins", len(keys))
-        bins, ranks = graphcut_bins(
-            rows, labels, selection.bins, selection.scope, KERNELS[selection.normalize], progress.add
-        )
+            keys, labels, cut = _in_the_driver(extract, own, selection, progress, checkpoint)
         columns = [
-            pa.array(keys),
+            pa.array(keys, pa.string()),
             pa.array(labels, pa.int32()),
-            pa.array(bins, pa.int32()),
-            pa.array(ranks, pa.int64()),
+            pa.array(cut.bins, pa.int32()),
+            pa.array(cut.ranks, pa.int64()),
         ]
         part = stage.commit_table("bins", pa.table(columns, names=["key", "label", "bin", "rank"]))
-        return [part], {"images": len(keys)} | _describe(rows, labels, bins, len(index.classes), selection.bins)
+        checkpoint.remove()
+        return [part], {"images": len(keys)} | _describe(labels, cut, len(index.classes), selection.bins)
 
     def log(run, manifest: Manifest) -> None:
         from ray_jobs import figures
@@ -123,6 +123,94 @@ def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection
         run.figure(figures.class_counts(counts, classes=index.classes), "figures/class_counts.png")
 
     return job.stage(stage, work, log=log)
+
+
+class _Checkpoint:
+    """Picks of scope "global" so far, so that a crash after an hour costs a minute."""
+
+    def __init__(self, stage: Stage):
+        self.store, self.name = stage.store, f"{stage.folder}/picks.npy"
+        self.saved = time.monotonic()
+        self.picks: np.ndarray | None = None
+        if self.store.size(self.name) is not None:
+            self.picks = np.load(io.BytesIO(self.store.read(self.name)), allow_pickle=False)
+            print(f"bins       goes on after {len(self.picks):,} picks", flush=True)
+
+    def save(self, picks: np.ndarray, every: float = SECONDS) -> None:
+        if time.monotonic() - self.saved >= every:
+            buffer = io.BytesIO()
+            np.save(buffer, picks)
+            self.store.write(self.name, buffer.getvalue())
+            self.saved = time.monotonic()
+
+    def remove(self) -> None:
+        if self.store.size(self.name) is not None:
+            self.store.remove(self.name)
+
+
+def _in_the_driver(
+    extract: Manifest | None, own: tuple | None, selection: Selection, progress: Progress, checkpoint: _Checkpoint
+) -> tuple[list[str], np.ndarray, Cut]:
+    if own:
+        rows, keys, labels, _ = own
+        if extract is not None:
+            decoded = set(sorted_features(extract, [])["key"].to_pylist())
+            good = np.array([key in decoded for key in keys])
+            rows, keys, labels = rows[good], [k for k, g in zip(keys, good, strict=True) if g], labels[good]
+    else:
+        table = sorted_features(extract, ["embedding"])
+        rows, keys, labels = matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
+    if selection.centre == "class":
+        rows = rows - class_means(rows, labels)[labels]
+    _check_rows(rows, keys, selection.normalize)
+    bins, ranks = graphcut_bins(
+        rows, labels, selection.bins, selection.scope, KERNELS[selection.normalize], progress.add,
+        save=checkpoint.save, resume=checkpoint.picks,
+    )  # fmt: skip
+    right = nearest(rows, labels, bins, class_means(rows, labels, unit=True), selection.bins)
+    return keys, labels, Cut(bins, ranks, right)
+
+
+def _actors(job: "Job", extract: Manifest) -> int:
+    """How many actors hold the embeddings; 0 where the driver does."""
+    if job.compute.graphcut_actors:
+        return min(job.compute.graphcut_actors, len(extract.parts))
+    first = extract.table(extract.parts[0].name, ["embedding"])["embedding"].drop_null()
+    width = len(first[0]) if len(first) else 0
+    if 4 * width * sum(part.rows for part in extract.parts) <= IN_THE_DRIVER:
+        return 0
+    return pool_size(job.cluster, job.compute, job.device, len(extract.parts))
+
+
+def _by_actors(
+    job: "Job",
+    extract: Manifest,
+    index: Index,
+    selection: Selection,
+    actors: int,
+    progress: Progress,
+    checkpoint: _Checkpoint,
+) -> tuple[list[str], np.ndarray, Cut]:
+    """The driver holds keys, labels and picks; the embeddings go from the store to the actors."""
+    table = extract.tables(["key", "label", "error"]).combine_chunks()
+    good = pc.is_null(table["error"]).to_numpy()
+    places = np.flatnonzero(good)
+    order = places[pc.sort_indices(table["key"].combine_chunks().take(pa.array(places))).to_numpy()]
+    indices = np.full(len(good), -1, dtype=np.int64)
+    indices[order] = np.arange(len(order))
+    labels = table["label"].to_numpy().astype(np.int64)
+    keys = table["key"].combine_chunks().take(pa.array(order))
+    ends = np.cumsum([part.rows for part in extract.parts])[:-1]
+    pieces = [
+        Piece(extract.stage, *rest)
+        for rest in zip(extract.parts, np.split(indices, ends), np.split(labels, ends), strict=True)
+    ]
+    cut = graphcut.cut(
+        pieces, len(order), selection.bins, selection.scope, KERNELS[selection.normalize], selection.centre == "class",
+        len(index.classes), actors, resources(job.compute, job.device), job.compute.threads, job.device, progress.add,
+        checkpoint.save, checkpoint.picks, lambda row: keys[row].as_py(),
+    )  # fmt: skip
+    return keys.to_pylist(), labels[order], cut
 
 
 def _check_rows(rows: np.ndarray, keys: list[str], normalize: str) -> None:
@@ -138,26 +226,11 @@ def _check_rows(rows: np.ndarray, keys: list[str], normalize: str) -> None:
             )
 
 
-def class_means(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The mean of each class's rows: float32 [C, d]; zeros for a class without rows."""
-    means = np.zeros((labels.max() + 1, rows.shape[1]), dtype=np.float32)
-    for label in np.unique(labels):
-        means[label] = rows[labels == label].mean(axis=0, dtype=np.float64)
-    return means
-
-
-def _describe(rows: np.ndarray, labels: np.ndarray, bins: np.ndarray, classes: int, num_bins: int) -> dict:
+def _describe(labels: np.ndarray, cut: Cut, classes: int, num_bins: int) -> dict:
     """Class counts and nearest-class-mean accuracy of each bin: typical bins are easy, ambiguous ones are not."""
     counts = np.zeros((num_bins, classes), dtype=np.int64)
-    np.add.at(counts, (bins, labels), 1)
-    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
-    means = class_means(unit, labels)
-    nearest = np.concatenate([
-        (unit[s : s + 8192] @ means.T - 0.5 * (means * means).sum(axis=1)).argmax(axis=1) for s in range(0, len(unit), 8192)
-    ])  # fmt: skip
-    right = np.bincount(bins, nearest == labels, minlength=num_bins) / np.maximum(
-        np.bincount(bins, minlength=num_bins), 1
-    )
+    np.add.at(counts, (cut.bins, labels), 1)
+    right = cut.right / np.maximum(np.bincount(cut.bins, minlength=num_bins), 1)
     present = counts[:, counts.sum(axis=0) > 0]
     return {
         "counts": counts.tolist(), "nearest_mean_accuracy": [round(float(a), 4) for a in right],

@@ -45,6 +45,9 @@ class Compute:
     actors: int = option(0, "Actors that read, decode and run the backbone; 0: one per GPU, else per set of CPUs.")
     cpus_per_actor: float = option(1.0, "CPUs that an actor reserves; its image decoding uses as many threads.")
     gpus_per_actor: float = option(1.0, "GPUs that an actor reserves, on cuda.")
+    graphcut_actors: int = option(
+        0, "Actors that hold the embeddings for GraphCut; 0: the driver up to 2 GB, else as many as --actors."
+    )
     batch_size: int = option(256, "Images a batch of the backbone.")
     threads: int = option(1, "Threads of one worker's arithmetic.")
 
@@ -53,8 +56,11 @@ class Compute:
         for name in ("cpus_per_actor", "gpus_per_actor", "batch_size", "threads"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected a number above 0")
-        if self.actors < 0:
-            raise ValueError(f"--actors {self.actors}: expected 0 (as many as fit) or more")
+        for name in ("actors", "graphcut_actors"):
+            if getattr(self, name) < 0:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 (as many as fit) or more"
+                )
 
 
 @dataclass(frozen=True)

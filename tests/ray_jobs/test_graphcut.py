@@ -1,0 +1,108 @@
+"""GraphCut over actors: the picks of one machine, whatever the number of actors, and though one of them is killed."""
+
+import functools
+import os
+import signal
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from adq.graphcut import graphcut_bins
+from ray_jobs import graphcut
+from ray_jobs.class_means import class_means, nearest
+from ray_jobs.graphcut import Piece
+from ray_jobs.stages import Stage
+from ray_jobs.store import Store, parquet_table
+from tests.adq.test_graphcut_exact import relu_features
+
+COUNT, PARTS = 900, 4
+
+
+@pytest.fixture(scope="module")
+def features(tmp_path_factory) -> tuple[np.ndarray, np.ndarray, list[Piece], list[str]]:
+    """Features of 900 rows in four parts, as extract leaves them; two images could not be decoded."""
+    rows = relu_features(COUNT, 12) + np.float32(0.01)
+    rows[700:] = rows[:200]  # copies, in other parts
+    keys = [f"{i:04d}" for i in np.random.default_rng(1).permutation(COUNT)]
+    labels = np.arange(COUNT) % 6
+    stage = Stage(Store.at(str(tmp_path_factory.mktemp("store"))), "extract", 1)
+    broken = {5, 400}
+    good = [i for i in range(COUNT) if i not in broken]
+    order = sorted(good, key=lambda i: keys[i])
+    place = {i: n for n, i in enumerate(order)}
+    pieces = []
+    for mine in np.array_split(np.arange(COUNT), PARTS):
+        table = pa.table({
+            "embedding": pa.array([None if i in broken else rows[i].tolist() for i in mine], pa.large_list(pa.float32())),
+            "error": pa.array(["broken" if i in broken else None for i in mine], pa.string()),
+        })  # fmt: skip
+        part = stage.commit_table(f"part-{mine[0]}", table)
+        pieces.append(Piece(stage, part, np.array([place.get(i, -1) for i in mine]), labels[mine].astype(np.int64)))
+    return rows[order], labels[order], pieces, [keys[i] for i in order]
+
+
+def cut(
+    features, actors: int, scope: str, kernel: str = "cosine", centre: bool = False, save=lambda picks: None
+) -> graphcut.Cut:
+    rows, labels, pieces, keys = features
+    return graphcut.cut(
+        pieces, len(rows), 5, scope, kernel, centre, 6, actors, {"num_cpus": 0.5}, 1, "cpu", lambda n: None, save, None,
+        lambda row: keys[row],
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "scope, actors, kernel", [("global", 1, "cosine"), ("global", 3, "l2"), ("class", 2, "cosine")]
+)
+def test_actors_pick_what_one_machine_picks(cluster, features, scope, actors, kernel):
+    rows, labels = features[:2]
+    got = cut(features, actors, scope, kernel)
+    want = graphcut_bins(rows, labels, 5, scope, kernel)
+    np.testing.assert_array_equal((got.bins, got.ranks), want)
+    means = class_means(rows, labels, unit=True)
+    np.testing.assert_array_equal(got.right, nearest(rows, labels, want[0], means, 5))
+
+
+def test_class_means_can_be_subtracted_where_the_rows_are(cluster, features):
+    rows, labels = features[:2]
+    got = cut(features, 3, "global", centre=True)
+    want = graphcut_bins(rows - class_means(rows, labels)[labels], None, 5, "global")
+    np.testing.assert_array_equal((got.bins, got.ranks), want)
+
+
+def test_an_actor_that_is_killed_is_replaced_and_the_picks_go_on(cluster, features, monkeypatch):
+    pids: list[int] = []
+    begin = graphcut.RemoteBlocks._begin
+
+    def counted(self) -> None:
+        begin(self)
+        pids.append(ray.get(self.actors[0].process.remote()))
+
+    monkeypatch.setattr(graphcut.RemoteBlocks, "_begin", counted)
+    monkeypatch.setattr(graphcut, "blocks_bins", functools.partial(graphcut.blocks_bins, candidates=16))  # many passes
+
+    def save(picks: np.ndarray) -> None:
+        if len(picks) > 150 and len(pids) == 1:
+            os.kill(pids[0], signal.SIGKILL)
+
+    got = cut(features, 2, "global", save=save)
+    assert len(pids) == 2 and pids[0] != pids[1]
+    np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], None, 5, "global"))
+
+
+@pytest.mark.parametrize("value, word", [(np.nan, "NaN"), (0.0, "zeros")])
+def test_a_bad_row_is_named_by_its_key(cluster, features, value, word):
+    rows, labels, pieces, keys = features
+    bad = np.flatnonzero(pieces[2].indices >= 0)[7]
+    table = pieces[2].stage.read(pieces[2].part)
+    embeddings = parquet_table(table)["embedding"].to_pylist()
+    embeddings[bad] = [value] * len(embeddings[bad])
+    broken = pa.table({
+        "embedding": pa.array(embeddings, pa.large_list(pa.float32())), "error": parquet_table(table)["error"],
+    })  # fmt: skip
+    part = pieces[2].stage.commit_table("broken", broken)
+    changed = [*pieces[:2], pieces[2]._replace(part=part), pieces[3]]
+    with pytest.raises(ValueError, match=rf"key '{keys[pieces[2].indices[bad]]}'.*{word}"):
+        cut((rows, labels, changed, keys), 2, "global")
