@@ -8,14 +8,15 @@ lam on the second sum is, up to terms that are the same for every x,
 so a step needs one product of the rows with one vector, and a pick p changes every value by 2 |x|^2 - 4 x . p: one row of
 a Gram matrix. No N x N kernel is ever made.
 
-Exactness (`fixed_point`). Rows are rounded once to multiples of 2^-40 (times a power of two for raw vectors), so the sums A and T
-are exact integers and do not depend on the order of addition. The deciding value of a row is one fixed float64 expression of
-that row and the sums, evaluated row by row, so that equal rows have equal values; ties go to the lowest index. Everything faster is a
-filter: a pick is made without the deciding value only where it leads by more than the error bounds of both sides; else all rows within
-those bounds are compared by it.
+Exactness (`fixed_point`). Rows are rounded once to multiples of 2^-40 (times a power of two for raw vectors), so the
+sums A and T are exact integers and do not depend on the order of addition. The deciding value of a row is one fixed
+float64 expression of that row and the sums, evaluated row by row, so that equal rows have equal values; ties go to the
+lowest index. Everything faster is a filter: a pick is made without the deciding value only where it leads by more than
+the error bounds of both sides; else all rows within those bounds are compared by it.
 
-The lazy step (`graphcut_block`, `graphcut_window`). A refresh values all rows and keeps the best M as candidates, whose values are then
-updated by their Gram matrix. After k picks with sum P, any vector c, any vector m and Q = P - k c, an outsider y has
+The lazy step (`graphcut_block`, `graphcut_window`). A refresh values all rows and keeps the best M as candidates, whose
+values are then updated by their Gram matrix. After k picks with sum P, any vector c, any vector m and Q = P - k c, an
+outsider y has
 
     v_k(y) = v_0(y) + 2 k |y|^2 - 4 y . P = [v_0(y) + k (2 |y|^2 - 4 y . c)] - 4 m . Q - 4 (y - m) . Q
           <= [v_0(y) + k (2 |y|^2 - 4 y . c)] - 4 m . Q + 4 |y - m| |Q|                             (Cauchy-Schwarz)
@@ -23,11 +24,13 @@ updated by their Gram matrix. After k picks with sum P, any vector c, any vector
 The maximum of the bracket over the outsiders is convex in k, so below its chord between k = 0 and k = H. A pick is certain while
 it beats that bound; when it does not, refresh. c is the mean of the picks since the refresh before, m that of V.
 
-Error bounds. A product of n terms in float32, added up in any order, is off by at most about n 2^-24 |x| |y|. A refresh adds to x . A only the product
-with the picks since the last one: its part along the mean of V is known in float64, the rest is added up in float32 over 128 columns at a
-time and in float64 beyond. The Gram matrix is that of the candidates minus their mean. Both bounds are summed over the picks.
+Error bounds. A product of n terms in float32, added up in any order, is off by at most about n 2^-24 |x| |y|. A refresh
+adds to x . A only the product with the picks since the last one: its part along the mean of V is known in float64, the
+rest is added up in float32 over 128 columns at a time and in float64 beyond. The Gram matrix is that of the candidates
+minus their mean. Both bounds are summed over the picks.
 
-The blocks of rows may lie anywhere: in memory, on a GPU, in the actors of a cluster (`ray_jobs`). What decides does not depend on it.
+The blocks of rows may lie anywhere: in memory, on a GPU, in the actors of a cluster (`ray_jobs`). What decides does not
+depend on it.
 """
 
 from collections.abc import Callable
@@ -65,7 +68,8 @@ def graphcut_bins(
     """Cut a data set into `num_bins` bins by greedy GraphCut (ADQ eq. 1 and 2).
 
     Args:
-        embeddings: float32 or float64 [N, d]; rows in the order of the keys, since ties go to the lowest index. They are not copied.
+        embeddings: float32 or float64 [N, d]; rows in the order of the keys, since ties go to the lowest index. They
+            are not copied.
         labels: int [N]; needed in scope "class".
         num_bins: m >= 1.
         scope: "class" runs inside each class (bin n is the union over the classes), "global" over all rows.
@@ -74,7 +78,8 @@ def graphcut_bins(
         candidates: rows whose Gram matrix is held; it changes the time, never the result.
         device: where products run: "cpu", "cuda", "cuda:1". It changes the time, never the result.
         errors: float [N, C], softmax of the logits minus the one-hot label: what the gradient kernel multiplies.
-        save: called now and then with all picks so far, int64 in order; a copy of them given as `resume` goes on there (scope "global").
+        save: called now and then with all picks so far, int64 in order; a copy of them given as `resume` goes on there
+            (scope "global").
 
     Returns:
         bin int64 [N], and rank int64 [N]: the order of the pick in its scope; in the last bin, index order.
@@ -146,8 +151,8 @@ def blocks_bins(
     picks = np.empty(int(ends[-2]) if num_bins > 1 else 0, dtype=np.int64)
     done = 0 if resume is None else len(resume)
     picks[:done] = resume if done else 0
-    number = int(np.searchsorted(ends, done, side="right"))
-    begun = picks[int(ends[number - 1]) if number else 0 : done]
+    begun_bin = int(np.searchsorted(ends, done, side="right"))
+    begun = picks[int(ends[begun_bin - 1]) if begun_bin else 0 : done]
     greedy = Greedy(blocks, grid, 1.0, candidates, device, begun)
 
     def on_pick(part: np.ndarray) -> None:
@@ -161,7 +166,7 @@ def blocks_bins(
 
     if on_step and done:
         on_step(done)
-    for number in range(number, num_bins - 1):
+    for number in range(begun_bin, num_bins - 1):
         greedy.run(int(ends[number]) - done, on_pick)
         greedy.next_bin()
     bins, ranks = np.full(count, num_bins - 1, dtype=np.int64), np.empty(count, dtype=np.int64)

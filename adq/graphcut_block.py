@@ -1,7 +1,8 @@
 """One block of rows for the greedy: where the rows are, what is known of each, its best candidates.
 
-A block lives where its rows are: in this process, on a GPU, in an actor of its own. What it answers is small: the values of its best rows,
-those rows, and how good any row left outside can become. Nothing here decides a pick, except `best_of_near`, by the exact expression.
+A block lives where its rows are: in this process, on a GPU, in an actor of its own. What it answers is small: the
+values of its best rows, those rows, and how good any row left outside can become. Nothing here decides a pick, except
+`best_of_near`, by the exact expression.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ CHUNK = 1024
 
 
 class Bound(NamedTuple):
-    """What bounds some rows: largest value now, largest value after `horizon` picks were they all c, largest distance from the mean."""
+    """Largest value now, largest value after `horizon` picks were they all c, largest distance from the mean of V."""
 
     start: float
     end: float
@@ -286,7 +287,7 @@ class Block:
         )  # fmt: skip
 
     def best_of_near(self, threshold: float, weight: float, direction: np.ndarray) -> Near | None:
-        """Right after a pass: of the rows whose value is at least `threshold`, the one with the largest deciding value, lowest index first."""
+        """Right after a pass: of the rows valued at least `threshold`, the one with the largest deciding value."""
         near = torch.nonzero(self.values >= threshold)[:, 0]
         best = None
         for start in range(0, len(near), CHUNK):

@@ -1,13 +1,14 @@
 """GraphCut over last-layer gradients, which are never made.
 
-The gradient of the cross-entropy loss in the last layer of a sample is the outer product of delta = softmax - one-hot and [1; h], its
-embedding with the bias's 1: C (d + 1) numbers, 769,000 on ImageNet. The cosine of two such products is the product of two cosines,
+The gradient of the cross-entropy loss in the last layer of a sample is the outer product of delta = softmax - one-hot
+and [1; h], its embedding with the bias's 1: C (d + 1) numbers, 769,000 on ImageNet. The cosine of two such products is
+the product of two cosines,
 
     cos(delta_i, delta_j) cos([1; h_i], [1; h_j])
 
-so a class of n samples needs its n x n similarities alone. They are exact: unit vectors are cut into two parts of 24 and 20 bits whose
-products add up in float64 without rounding, in any order, so that an entry depends on its two samples alone. Rounded to 2^-40, their
-sums are integers, and the greedy compares integers.
+so a class of n samples needs its n x n similarities alone. They are exact: unit vectors are cut into two parts of 24
+and 20 bits whose products add up in float64 without rounding, in any order, so that an entry depends on its two samples
+alone. Rounded to 2^-40, their sums are integers, and the greedy compares integers.
 """
 
 from collections.abc import Callable
@@ -106,7 +107,8 @@ def _checked(embeddings: np.ndarray, errors: np.ndarray | None) -> np.ndarray:
 def _group(embeddings: np.ndarray, errors: np.ndarray) -> np.ndarray:
     if len(embeddings) > LARGEST_GROUP:
         raise ValueError(
-            f"{len(embeddings)} samples in one group: the gradient kernel holds all pairs, of at most {LARGEST_GROUP}; use kernel 'cosine'"
+            f"{len(embeddings)} samples in one group: the gradient kernel holds all pairs, of at most {LARGEST_GROUP}; "
+            "use kernel 'cosine'"
         )
     return gradient_similarities(embeddings, errors)
 

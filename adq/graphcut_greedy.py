@@ -76,7 +76,7 @@ class Statistics:
 
 
 class _Cycle:
-    """Seconds and picks since something was done, and seconds a pick over the times before: when going on costs more, it is done again."""
+    """Seconds and picks since something was done, and of the times before: when going on costs more a pick, it is done again."""
 
     def __init__(self) -> None:
         self.seconds = self.before = 0.0
@@ -96,9 +96,10 @@ class _Cycle:
 class Greedy:
     """Picks one by one the row with the largest value of eq. 2, bin after bin.
 
-    A pass values all rows and keeps the best of them at hand: the pool. From the pool candidates are chosen, with their Gram matrix. Stints of
-    picks are made among the candidates, as far as the bounds reach; between two stints the pool is valued anew, which is cheap. When stints become
-    short, candidates are chosen again; when that pays no more, or when the bound of what is not in the pool is reached, a pass is made.
+    A pass values all rows and keeps the best of them at hand: the pool. From the pool candidates are chosen, with their
+    Gram matrix. Stints of picks are made among the candidates, as far as the bounds reach; between two stints the pool
+    is valued anew, which is cheap. When stints become short, candidates are chosen again; when that pays no more, or
+    when the bound of what is not in the pool is reached, a pass is made.
 
     Args:
         blocks: all rows; what was taken before is not among them.

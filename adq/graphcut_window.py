@@ -96,7 +96,8 @@ class Window:
         """At most `limit` picks, all that are certain; indices and copies move on.
 
         Returns:
-            The picks as places among the candidates, `picked` their indices; and the number of the bound that ended them, if one did.
+            The picks as places among the candidates, `picked` their indices; and the number of the bound that ended
+            them, if one did.
         """
         before, error = self.values.copy(), self.error
         order, bests = self._run(state, limit)

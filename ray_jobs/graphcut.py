@@ -58,7 +58,7 @@ class GraphCutActor:
         return os.getpid()
 
     def _centre(self, means: np.ndarray | None) -> None:
-        """Subtract the class means, once; every method is told them, since an actor that was started again has its rows as they were."""
+        """Subtract the class means, once. Every method is told them: an actor that was started again has raw rows."""
         if means is not None and not self.centred:
             self.rows, self.centred = self.rows - means[self.labels], True
 

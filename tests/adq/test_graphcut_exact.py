@@ -191,5 +191,5 @@ def test_the_gradient_kernel_says_what_it_needs():
         graphcut_bins(x, labels, 2, "class", "gradient")
     with pytest.raises(ValueError, match="'class' alone"):
         graphcut_bins(x, labels, 2, "global", "gradient", errors=np.ones((20, 2)))
-    with pytest.raises(ValueError, match="row 4 .*zeros"):
+    with pytest.raises(ValueError, match=r"row 4 .*zeros"):
         graphcut_bins(x, labels, 2, "class", "gradient", errors=np.ones((20, 2)) * (np.arange(20) != 4)[:, None])

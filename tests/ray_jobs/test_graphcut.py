@@ -46,7 +46,7 @@ def features(tmp_path_factory) -> tuple[np.ndarray, np.ndarray, list[Piece], lis
 def cut(
     features, actors: int, scope: str, kernel: str = "cosine", centre: bool = False, save=lambda picks: None
 ) -> graphcut.Cut:
-    rows, labels, pieces, keys = features
+    rows, _, pieces, keys = features
     return graphcut.cut(
         pieces, len(rows), 5, scope, kernel, centre, 6, actors, {"num_cpus": 0.5}, 1, "cpu", lambda n: None, save, None,
         lambda row: keys[row],
