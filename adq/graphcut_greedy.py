@@ -15,6 +15,7 @@ from adq.graphcut_window import Outside, State, Window
 CANDIDATES = 2048
 POOL = 16  # rows at hand for each candidate
 SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
+MOST = 4  # times as many candidates, where they last too short
 JOINED = ("rows", "lengths", "norms", "indices")
 
 
@@ -123,8 +124,8 @@ class Greedy:
         self.bin = 0
         self.taken: list[list[int]] = [[] for _ in sums]
         self.window, self.complete, self.fresh, self.follow = None, False, False, None
-        self.since_pass, self.picks_since_pass = None, 0
-        self.stint, self.horizon = 64, LONGEST
+        self.since_pass, self.picks_since_pass, self.picks_since_choice = None, 0, candidates
+        self.stint, self.horizon, self.breadth = 64, LONGEST, candidates
         self.pass_cycle, self.choice_cycle = _Cycle(), _Cycle()
         self.statistics = Statistics()
 
@@ -191,7 +192,7 @@ class Greedy:
             if not going_on and not self.pass_cycle.pays(self.choice_cycle.seconds, self.choice_cycle.picks):
                 self.window = None
             else:
-                self.follow = 0 if going_on else self.limit
+                self.follow = 0 if going_on else self.breadth
         self.fresh = False
         self.picks_since_choice += picks
         return picked
@@ -204,7 +205,7 @@ class Greedy:
             self.horizon = int(np.clip(2 * self.picks_since_pass, 512, 16 * LONGEST))
         request = Request(
             self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
-            expect, self.horizon, self.stint, POOL * self.limit, self.limit,
+            expect, self.horizon, self.stint, POOL * self.limit, self.breadth,
         )  # fmt: skip
         self.answers = self.blocks.refresh(request, self.taken)
         self.taken = [[] for _ in self.answers]
@@ -235,6 +236,10 @@ class Greedy:
         self.near, self.far = _worst([part.near for part in found]), _worst([part.far for part in found])
         self.complete = self.near.start == self.far.start == -np.inf
         self._valued()
+        if self.picks_since_choice < self.breadth // 16:
+            self.breadth = min(2 * self.breadth, MOST * self.limit)
+        elif self.picks_since_choice > self.breadth // 3:
+            self.breadth = max(self.breadth // 2, self.limit)
         self.picks_since_choice = 0
         self.statistics.choices += 1
         self.choice_cycle.begin()
@@ -279,7 +284,7 @@ class Greedy:
         """How many of the best rows each block has among the best of all."""
         owner = np.concatenate([np.full(len(answer.best), number) for number, answer in enumerate(answers)])
         best = np.concatenate([answer.best for answer in answers])
-        chosen = np.argsort(-best, kind="stable")[: self.limit]
+        chosen = np.argsort(-best, kind="stable")[: self.breadth]
         return np.bincount(owner[chosen], minlength=len(answers)).tolist()
 
     def _exactly(self, state: State) -> np.ndarray:

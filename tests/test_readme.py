@@ -30,6 +30,8 @@ def test_every_module_is_on_the_map():
         f"ray_jobs/{name}.py"
         for name in ("ingest", "weights", "extract", "bins", "score", "sample", "write", "evaluate")
     }
-    modules = {str(p.relative_to(ROOT)) for package in ("adq", "ray_jobs") for p in (ROOT / package).glob("*.py")}
+    modules = {
+        str(p.relative_to(ROOT)) for package in ("adq", "palette", "ray_jobs") for p in (ROOT / package).glob("*.py")
+    }
     missing = sorted(m for m in modules - named - jobs if not m.endswith("__init__.py"))
     assert not missing, f"not on the map: {missing}"

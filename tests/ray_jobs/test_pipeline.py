@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from adq.shards import tar_bytes
-from ray_jobs import compress
+from ray_jobs import bins, compress
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
 from tests.ray_jobs.conftest import members, real_samples, write_shard
@@ -56,8 +56,34 @@ def test_order_and_number_of_actors_do_not_matter(calm, shards, tmp_path, actors
     store = tmp_path / "store"
     shutil.copytree(calm[0] / "weights", store / "weights")
     data = sorted(map(str, shards.glob("*.tar")), reverse=True)
-    run(data, store, tmp_path / "out", compute=Compute(batch_size=64, actors=actors))
+    compute = Compute(batch_size=64, actors=actors, graphcut_actors=actors - 1)  # the driver, and one actor
+    run(data, store, tmp_path / "out", compute=compute)
     assert outputs(store, tmp_path / "out") == calm[2]
+
+
+@pytest.mark.parametrize("actors", [0, 2])
+def test_global_bins_that_are_interrupted_go_on_from_their_picks(calm, shards, tmp_path, monkeypatch, capsys, actors):
+    store = tmp_path / "store"
+    for stage in ("ingest", "weights", "extract"):
+        shutil.copytree(calm[0] / stage, store / stage)
+    wanted = {"last": "bins", "scope": "global", "compute": Compute(batch_size=64, graphcut_actors=actors)}
+    save = bins._Checkpoint.save
+
+    def interrupted(self, picks) -> None:
+        save(self, picks, every=0.0)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(bins._Checkpoint, "save", interrupted)
+        run([str(shards)], store, tmp_path / "out", **wanted)
+    capsys.readouterr()
+    table = run([str(shards)], store, tmp_path / "out", **wanted)["bins"].table("bins")
+    assert "goes on after" in capsys.readouterr().out
+    assert not list(store.rglob("picks.npy"))
+    straight = tmp_path / "straight"
+    for stage in ("ingest", "weights", "extract"):
+        shutil.copytree(calm[0] / stage, straight / stage)
+    assert run([str(shards)], straight, tmp_path / "out", **wanted)["bins"].table("bins").equals(table)
 
 
 def test_kills_in_stage_after_stage_leave_the_same_bytes(calm, shards, tmp_path):
