@@ -14,17 +14,18 @@ float64 expression of that row and the sums, evaluated row by row, so that equal
 lowest index. Everything faster is a filter: a pick is made without the deciding value only where it leads by more than
 the error bounds of both sides; else all rows within those bounds are compared by it.
 
-The lazy step (`graphcut_block`, `graphcut_window`). A refresh values all rows and keeps the best M as candidates, whose
-values are then updated by their Gram matrix. After k picks with sum P, any vector c, any vector m and Q = P - k c, an
-outsider y has
+The lazy steps (`graphcut_greedy`). A pass values all rows and keeps the best of them at hand, the pool. The best M of the
+pool are candidates, whose values are updated by their Gram matrix, pick by pick. Between two stints of picks the pool alone
+is valued anew. What is no candidate is bounded: after k picks with sum P, any vector c, any vector m and Q = P - k c, such
+a row y has
 
     v_k(y) = v_0(y) + 2 k |y|^2 - 4 y . P = [v_0(y) + k (2 |y|^2 - 4 y . c)] - 4 m . Q - 4 (y - m) . Q
           <= [v_0(y) + k (2 |y|^2 - 4 y . c)] - 4 m . Q + 4 |y - m| |Q|                             (Cauchy-Schwarz)
 
-The maximum of the bracket over the outsiders is convex in k, so below its chord between k = 0 and k = H. A pick is certain while
-it beats that bound; when it does not, refresh. c is the mean of the picks since the refresh before, m that of V.
+The maximum of the bracket over such rows is convex in k, so below its chord between k = 0 and k = H. A pick is certain
+while it beats that bound, for the rest of the pool and for the rows outside it. c is the pick to expect, m the mean of V.
 
-Error bounds. A product of n terms in float32, added up in any order, is off by at most about n 2^-24 |x| |y|. A refresh
+Error bounds. A product of n terms in float32, added up in any order, is off by at most about n 2^-24 |x| |y|. A valuation
 adds to x . A only the product with the picks since the last one: its part along the mean of V is known in float64, the
 rest is added up in float32 over 128 columns at a time and in float64 beyond. The Gram matrix is that of the candidates
 minus their mean. Both bounds are summed over the picks.
