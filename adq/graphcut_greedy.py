@@ -15,7 +15,7 @@ from adq.graphcut_window import Outside, State, Window
 CANDIDATES = 2048
 POOL = 16  # rows at hand for each candidate
 SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
-MOST = 4  # times as many candidates, where they last too short
+MOST = 4  # times as many candidates or rows at hand, where they last too short
 JOINED = ("rows", "lengths", "norms", "indices")
 
 
@@ -125,7 +125,7 @@ class Greedy:
         self.taken: list[list[int]] = [[] for _ in sums]
         self.window, self.complete, self.fresh, self.follow = None, False, False, None
         self.since_pass, self.picks_since_pass, self.picks_since_choice = None, 0, candidates
-        self.stint, self.horizon, self.breadth = 64, LONGEST, candidates
+        self.stint, self.horizon, self.breadth, self.pool = 64, LONGEST, candidates, POOL * candidates
         self.pass_cycle, self.choice_cycle = _Cycle(), _Cycle()
         self.statistics = Statistics()
 
@@ -134,6 +134,7 @@ class Greedy:
         self.total, self.count = self.total - self.chosen, self.count - self.size
         self.chosen, self.size = np.zeros_like(self.chosen), 0
         self.bin += 1
+        self.pool = POOL * self.limit
         if self.complete:
             self.window.begin(self._state())
         else:
@@ -182,7 +183,13 @@ class Greedy:
             self.stint = min(2 * self.stint, LONGEST)
         elif picks < left:
             self.stint = int(np.clip(1.5 * picks, SHORTEST, LONGEST))
-        if ended == 1 or not (picks or self.picks_since_choice):
+        if ended == 1:
+            if self.picks_since_pass < self.pool // 32:
+                self.pool = min(2 * self.pool, MOST * POOL * self.limit)
+            self.window, self.picks_since_choice = None, self.breadth // 4  # not the candidates' fault
+            self.fresh = False
+            return picked
+        if not (picks or self.picks_since_choice):
             self.window = None
         elif picks < left:
             spent = time.perf_counter() - begin + self.follow_seconds
@@ -205,7 +212,7 @@ class Greedy:
             self.horizon = int(np.clip(2 * self.picks_since_pass, 512, 16 * LONGEST))
         request = Request(
             self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
-            expect, self.horizon, self.stint, POOL * self.limit, self.breadth,
+            expect, self.horizon, self.stint, self.pool, self.breadth,
         )  # fmt: skip
         self.answers = self.blocks.refresh(request, self.taken)
         self.taken = [[] for _ in self.answers]
