@@ -5,6 +5,7 @@ values of its best rows, those rows, and how good any row left outside can becom
 `best_of_near`, by the exact expression.
 """
 
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,7 +106,9 @@ class Block:
         for group in equal_rows(rows, alive):
             self.more[group[0]] = [int(self.indices[i]) for i in group[1:]]
             alive[group[1:]] = False
-        self.rows = torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
+        with warnings.catch_warnings():  # rows may be read-only: they are written to only when they are our own
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            self.rows = torch.from_numpy(np.ascontiguousarray(rows)).to(self.device)
         self.owned = False
         self.round_off = torch.finfo(self.rows.dtype).eps / 2
         self.alive = torch.from_numpy(alive).to(self.device)
