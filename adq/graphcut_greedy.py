@@ -238,10 +238,11 @@ class Greedy:
         for number, part in enumerate(found):
             copies |= {len(self.where) + place: further for place, further in part.copies.items()}
             self.where += [(number, local) for local in part.local.tolist()]
-        self.window = Window(rows, lengths, norms, indices, copies, self.grid, self.device, left)
-        self.window.begin(self._state())
         self.near, self.far = _worst([part.near for part in found]), _worst([part.far for part in found])
         self.complete = self.near.start == self.far.start == -np.inf
+        expected = len(rows) if self.complete else left  # where all are candidates, they serve all bins
+        self.window = Window(rows, lengths, norms, indices, copies, self.grid, self.device, expected)
+        self.window.begin(self._state())
         self._valued()
         if self.picks_since_choice < self.breadth // 16:
             self.breadth = min(2 * self.breadth, MOST * self.limit)
