@@ -184,8 +184,10 @@ class Greedy:
         elif picks < left:
             self.stint = int(np.clip(1.5 * picks, SHORTEST, LONGEST))
         if ended == 1:
-            if self.picks_since_pass < self.pool // 32:
+            if self.picks_since_pass < self.pool // 256:
                 self.pool = min(2 * self.pool, MOST * POOL * self.limit)
+            elif self.picks_since_pass > self.pool // 32:
+                self.pool = max(self.pool // 2, POOL * self.limit)
             self.window, self.picks_since_choice = None, self.breadth // 4  # not the candidates' fault
             self.fresh = False
             return picked
