@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from adq.fixed_point import Grid
-from adq.graphcut_block import STEADY, Answer, Block, Bound, Candidates, Near, Request
+from adq.graphcut_block import STEADY, Block
+from adq.graphcut_messages import Answer, Bound, Candidates, Near, Request
 from adq.graphcut_window import Outside, State, Window
 
 CANDIDATES = 2048
