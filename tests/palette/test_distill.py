@@ -21,14 +21,6 @@ TINY = Distillation(
 TRAJECTORIES = Trajectories(student_steps=3, last_start=1, step_size=0.05, step_size_lr=1e-4, threshold=100.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def data(count=120):
     """Stripes whose period is the class, in colours of their own."""
     generator = torch_generator(0, "stripes")

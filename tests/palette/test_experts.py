@@ -16,14 +16,6 @@ LABELS = torch.arange(24) % 3
 IMAGES = (torch.from_numpy(noise(24)).float() * (LABELS.view(-1, 1, 1, 1) + 1) / 3).byte()
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def expert(number=0, **more):
     return train_expert(IMAGES, LABELS, 3, RECIPE, seed=1, expert=number, **more)
 

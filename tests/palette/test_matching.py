@@ -27,14 +27,6 @@ from tests.palette.images import noise
 SIDE, CLASSES = 8, 3
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def test_one_pass_over_all_classes_equals_class_by_class():
     images = torch.from_numpy(noise(200, SIDE, SIDE))
     network = fresh_network(2, 8, CLASSES, SIDE, 0, 5)

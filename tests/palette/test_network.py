@@ -14,14 +14,6 @@ from tests.palette.images import noise
 COLORS = 4
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def pictures(count=3, side=12):
     """Smooth images with different ranges of colour."""
     coarse = torch.from_numpy(noise(count, 4, 4)).permute(0, 3, 1, 2).float()
