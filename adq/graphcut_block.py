@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from adq.fixed_point import EXACT_ROWS, UNIT_64, Grid, deciding_values
 from adq.graphcut_messages import NOTHING, Answer, Bound, Candidates, Near, Request
@@ -54,7 +55,7 @@ class Block:
         self.alive = torch.from_numpy(alive).to(self.device)
         self.lengths, self.norms = torch.from_numpy(lengths).to(self.device), torch.from_numpy(norms).to(self.device)
         self.longest = float(np.sqrt(norms.max(initial=0.0)))
-        self.bin, self.dot_total, self.heading = 0, None, None
+        self.bin, self.dot_total = 0, None
 
     def sum(self) -> tuple[np.ndarray, int]:
         """The exact sum of the rows that are there, int64 [d] in units of the scale, and their number (copies counted)."""
@@ -75,17 +76,17 @@ class Block:
         if self.dot_total is None:  # the first pass, or a block made anew: what was taken it knows already
             self._anchor(request.total, request.chosen)
             self.bin = request.bin
-            if request.picked is not None:
-                self.heading = self._product(self.everything, request.picked)
+            self.dot_recent = self._product(self.everything, request.recent)
         else:
             self._take(taken)
-            self.heading = self._product(self.everything, request.picked)
-            self.dot_chosen += self.heading
+            products = self._product(self.everything, request.picked)
+            self.dot_chosen += products
+            self.dot_recent.mul_(request.fading).add_(products)
         if request.bin != self.bin:
             self.dot_total -= self.dot_chosen
             self.dot_chosen.zero_()
-            if int(self.alive.sum()) < COMPACT * len(self.rows):
-                self._compact()
+        if int(self.alive.sum()) < COMPACT * len(self.rows):
+            self._compact()
         self.bin = request.bin
         self._value(request)
         return self._rank(request.stint, request.limit)
@@ -106,7 +107,7 @@ class Block:
         self.whole = reach = float(np.linalg.norm(chosen)) + length
         self.everything.error = self._rounding(reach) + (len(total) + 16) * UNIT_64 * self.longest * reach
 
-    def _rounding(self, length: float) -> float:
+    def _rounding(self, length):
         """How much a product with a vector of this length differs between a row and its exact form."""
         return 0.5 * self.grid.scale * float(np.sqrt(len(self.axis))) * length
 
@@ -120,7 +121,7 @@ class Block:
                 gone.append(row)
         self.alive[gone] = False
 
-    def _product(self, which: "_Rows", vector: np.ndarray) -> torch.Tensor:
+    def _product(self, which: "_Rows", vector: np.ndarray) -> Tensor:
         """Rows times a vector, float64 [n]. The part along the mean is known; the rest is added up in the rows' own precision
         over blocks of columns, and in float64 over the blocks: so its error bound is that of a short sum and a short vector."""
         along = float(vector @ self.axis)
@@ -148,7 +149,7 @@ class Block:
         rounding = 8 * UNIT_64 * (2.0 * size + lam * count) * 4.0 * self.longest**2
         error = 4.0 * (1.0 + lam) * self.everything.error + rounding
         expected = {
-            "picked": lambda: self.heading / request.picks, "chosen": lambda: self.dot_chosen / size,
+            "recent": lambda: self.dot_recent / request.recent_picks, "chosen": lambda: self.dot_chosen / size,
             "mean": lambda: self.dot_total / count,
         }[request.expect]()  # fmt: skip
         later = self.norms.mul(2.0).add_(expected, alpha=-4.0).mul_(request.horizon).add_(values)
@@ -156,21 +157,25 @@ class Block:
         spread = (self.norms - self.dot_total * (2.0 / count)).add_(float(mean @ mean)).clamp_(min=0)
         spread = (spread + 2.0 * self.everything.error / count).sqrt_()
         self.values, self.error = values, error
+        self._fill_pool(request, values, later, spread, expected)
+        self.pool_picked, self.pool_picks = torch.zeros_like(self.pool_values), 0
+
+    def _fill_pool(self, request: Request, values: Tensor, later: Tensor, spread: Tensor, expected: Tensor) -> None:
+        known = (values.clone(), self.norms, spread, expected)
+        if request.pool >= int(self.alive.sum()):  # all rows, not copied
+            self.local, self.far = torch.arange(len(values), device=self.device), NOTHING
+            self.pool = _Rows(self.rows, self.lengths, self.along, 0.0)
+            self.pool_values, self.pool_norms, self.pool_spread, self.pool_expected = known
+            return
         soon = torch.lerp(values, later, min(1.0, 8 * request.stint / request.horizon))
         reach = torch.maximum(values, soon).masked_fill_(~self.alive, -torch.inf)
         order = torch.topk(reach, min(request.pool, len(values))).indices
         self.local = order[values[order] > -torch.inf]
         far = self.alive.clone()
         far[self.local] = False
-        self.far = _bound(values, later, spread, far, error)
+        self.far = _bound(values, later, spread, far, self.error)
         self.pool = _Rows(self.rows[self.local], self.lengths[self.local], self.along[self.local], 0.0)
-        self.pool_values, self.pool_norms, self.pool_spread = (
-            values[self.local],
-            self.norms[self.local],
-            spread[self.local],
-        )
-        self.pool_expected = expected[self.local]
-        self.pool_picked, self.pool_picks = torch.zeros_like(self.pool_values), 0
+        self.pool_values, self.pool_norms, self.pool_spread, self.pool_expected = (x[self.local] for x in known)
 
     def follow(
         self, picked: np.ndarray, picks: int, taken: Sequence[int], horizon: int, limit: int
@@ -192,7 +197,42 @@ class Block:
         self.pool_values.add_(self.pool_norms, alpha=2.0 * picks).add_(products, alpha=-4.0)
         return self._near(horizon), self._rank(horizon, limit) if limit else None
 
-    def _later(self, horizon: int) -> torch.Tensor:
+    def verify(self, picks: np.ndarray) -> np.ndarray:
+        """The largest value among the pool's rows that are no candidates, before each of the next picks and after the last.
+
+        Args:
+            picks: exact rows that may be picked next, in order, float64 [k, d]; nothing is taken note of.
+
+        Returns:
+            Upper bounds of the values, float64 [k + 1].
+        """
+        along = picks @ self.axis
+        across = picks - along[:, None] * self.axis
+        narrow = torch.from_numpy(across.T.copy()).to(self.device, self.rows.dtype)
+        steps = torch.arange(len(picks) + 1, dtype=torch.float64, device=self.device)
+        whole = torch.from_numpy(np.concatenate([[0.0], np.cumsum(along)])).to(self.device)
+        best = torch.full((len(picks) + 1,), -torch.inf, dtype=torch.float64, device=self.device)
+        for start in range(0, len(self.local), CHUNK):
+            part = slice(start, start + CHUNK)
+            rows = self.pool.rows[part]
+            products = (
+                torch.from_numpy(narrow.T.numpy() @ rows.numpy().T) if self.device.type == "cpu" else narrow.T @ rows.T
+            )
+            sums = torch.zeros(len(picks) + 1, len(rows), dtype=torch.float64, device=self.device)
+            torch.cumsum(products.double(), dim=0, out=sums[1:])
+            if self.grid.unit:
+                sums /= self.pool.lengths[part]
+            values = self.pool_values[part] - 4.0 * (sums + whole[:, None] * self.pool.along[part])
+            values += 2.0 * steps[:, None] * self.pool_norms[part]
+            values[:, ~self.outside[part]] = -torch.inf
+            torch.maximum(best, values.max(dim=1).values, out=best)
+        lengths, sizes = np.linalg.norm(picks, axis=1), np.linalg.norm(across, axis=1)
+        each = (picks.shape[1] + 16) * self.round_off * sizes * self.longest + self._rounding(lengths)
+        each += 8 * UNIT_64 * self.longest * (lengths * (1 + np.arange(len(picks))) + self.whole)
+        error = self.error + 4.0 * (self.pool.error + np.concatenate([[0.0], np.cumsum(each)]))
+        return best.cpu().numpy() + error
+
+    def _later(self, horizon: int) -> Tensor:
         expected = (self.pool_expected * STEADY + self.pool_picked) / (STEADY + self.pool_picks)
         return self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).mul_(horizon).add_(self.pool_values)
 
@@ -245,7 +285,7 @@ class Block:
                 best = found
         return best
 
-    def _exact(self, which: torch.Tensor) -> np.ndarray:
+    def _exact(self, which: Tensor) -> np.ndarray:
         return self.grid.rows(self.rows[which].cpu().numpy(), self.lengths[which].cpu().numpy())
 
     def _compact(self) -> None:
@@ -261,7 +301,7 @@ class Block:
         places = {int(row): place for place, row in enumerate(living.tolist())} if self.more else {}
         self.more = {places[row]: copies for row, copies in self.more.items() if row in places}
         self.indices = self.indices[living.cpu().numpy()]
-        for name in ("alive", "lengths", "norms", "dot_total", "dot_chosen", "along", "heading"):
+        for name in ("alive", "lengths", "norms", "dot_total", "dot_chosen", "along", "dot_recent"):
             setattr(self, name, getattr(self, name)[living])
         self.everything = _Rows(self.rows, self.lengths, self.along, self.everything.error)
 
@@ -270,13 +310,13 @@ class Block:
 class _Rows:
     """Rows whose products are wanted."""
 
-    rows: torch.Tensor
-    lengths: torch.Tensor
-    along: torch.Tensor  # their products with the axis
+    rows: Tensor
+    lengths: Tensor
+    along: Tensor  # their products with the axis
     error: float  # summed error bound of the products so far
 
 
-def _bound(values: torch.Tensor, later: torch.Tensor, spread: torch.Tensor, which: torch.Tensor, error: float) -> Bound:
+def _bound(values: Tensor, later: Tensor, spread: Tensor, which: Tensor, error: float) -> Bound:
     if not bool(which.any()):
         return NOTHING
     start, end, radius = (float(x.masked_fill(~which, -torch.inf).max()) for x in (values, later, spread))

@@ -11,12 +11,16 @@ import torch
 from adq.fixed_point import Grid
 from adq.graphcut_block import STEADY, Block
 from adq.graphcut_messages import Answer, Bound, Candidates, Near, Request
+from adq.graphcut_pace import Cycle, Size
 from adq.graphcut_window import Outside, State, Window
 
 CANDIDATES = 2048
-POOL = 16  # rows at hand for each candidate
+SIZES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the candidates, times their number
+POOLS = (1 / 4, 4, 16, 64, 2**40)  # of the pool, times the number of candidates; the last is all rows
+VERIFIED = 256  # picks at most whose products with the whole pool are made at once
 SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
-MOST = 4  # times as many candidates or rows at hand, where they last too short
+MEMORY = 512  # picks of earlier passes that weigh as much as those of the last, where these are fewer
+NEAR, FAR = 0, 1  # the bounds of what is no candidate: in the pool, and outside it
 JOINED = ("rows", "lengths", "norms", "indices")
 
 
@@ -34,6 +38,7 @@ class Blocks(Protocol):
     def follow(
         self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
     ) -> list[tuple[Bound, Answer | None]]: ...
+    def verify(self, picks: np.ndarray) -> list[np.ndarray]: ...
     def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]: ...
 
 
@@ -62,6 +67,9 @@ class LocalBlocks:
             block.follow(picked, picks, mine, horizon, limit) for block, mine in zip(self.blocks, taken, strict=True)
         ]
 
+    def verify(self, picks: np.ndarray) -> list[np.ndarray]:
+        return [block.verify(picks) for block in self.blocks]
+
     def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]:
         return [block.best_of_near(t, weight, direction) for block, t in zip(self.blocks, thresholds, strict=True)]
 
@@ -74,25 +82,8 @@ class Statistics:
     passes: int = 0  # over all rows
     choices: int = 0  # of candidates, each with its Gram matrix
     stints: int = 0  # picks between two valuations of the pool
+    verified: int = 0  # picks compared with every row of the pool
     exact: int = 0  # picks that needed the deciding values of all near rows
-
-
-class _Cycle:
-    """Seconds and picks since something was done, and of the times before: when going on costs more a pick, it is done again."""
-
-    def __init__(self) -> None:
-        self.seconds = self.before = 0.0
-        self.picks = self.picks_before = 0
-
-    def add(self, seconds: float, picks: int) -> None:
-        self.seconds, self.picks = self.seconds + seconds, self.picks + picks
-
-    def begin(self) -> None:
-        self.before, self.picks_before = 0.8 * self.before + self.seconds, 0.8 * self.picks_before + self.picks
-        self.seconds, self.picks = 0.0, 0
-
-    def pays(self, seconds: float, picks: int) -> bool:
-        return picks > 0 and (not self.picks_before or seconds * self.picks_before <= self.before * picks)
 
 
 class Greedy:
@@ -126,8 +117,15 @@ class Greedy:
         self.taken: list[list[int]] = [[] for _ in sums]
         self.window, self.complete, self.fresh, self.follow = None, False, False, None
         self.since_pass, self.picks_since_pass, self.picks_since_choice = None, 0, candidates
-        self.stint, self.horizon, self.breadth, self.pool = 64, LONGEST, candidates, POOL * candidates
-        self.pass_cycle, self.choice_cycle = _Cycle(), _Cycle()
+        self.stint, self.horizon = 64, LONGEST
+        self.recent, self.recent_picks = (
+            np.zeros(len(self.total)),
+            0.0,
+        )  # sum of the last picks of this bin, older ones fading
+        self._sizes()
+        self.pass_cycle, self.choice_cycle = Cycle(), Cycle()
+        self.verify_seconds: dict[int, float] = {}  # of a pick's verification, by the size of the pool
+        self.pool_seconds = 0.0  # of the last valuation of the pool
         self.statistics = Statistics()
 
     def next_bin(self) -> None:
@@ -135,11 +133,16 @@ class Greedy:
         self.total, self.count = self.total - self.chosen, self.count - self.size
         self.chosen, self.size = np.zeros_like(self.chosen), 0
         self.bin += 1
-        self.pool = POOL * self.limit
+        self.recent_picks = 0.0
+        self._sizes()
         if self.complete:
             self.window.begin(self._state())
         else:
             self.window = None
+
+    def _sizes(self) -> None:
+        self.breadth = Size([max(1, int(part * self.limit)) for part in SIZES], SIZES.index(1))
+        self.pool = Size([max(1, int(part * self.limit)) for part in POOLS], POOLS.index(16))
 
     def run(self, picks: int, on_pick: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
         """The next picks, in order: int64 [picks]. `on_pick` gets those of each stint."""
@@ -168,7 +171,8 @@ class Greedy:
         elif self.follow is not None:
             self._follow(self.follow, left)
         begin, state = time.perf_counter(), self._state()
-        places, ended = self.window.pick(state, left if self.complete else min(left, self.stint), self._outside())
+        limit = left if self.complete else min(left, self.stint)
+        places, ended = self.window.pick(state, limit, self._outside(), self._verify)
         picked, picks = np.array(self.window.picked, dtype=np.int64), len(places)
         self.statistics.stints += 1
         if picks:
@@ -184,45 +188,42 @@ class Greedy:
             self.stint = min(2 * self.stint, LONGEST)
         elif picks < left:
             self.stint = int(np.clip(1.5 * picks, SHORTEST, LONGEST))
-        if ended == 1:
-            if self.picks_since_pass < self.pool // 256:
-                self.pool = min(2 * self.pool, MOST * POOL * self.limit)
-            elif self.picks_since_pass > self.pool // 32:
-                self.pool = max(self.pool // 2, POOL * self.limit)
-            self.window, self.picks_since_choice = None, self.breadth // 4  # not the candidates' fault
-            self.fresh = False
-            return picked
-        if not (picks or self.picks_since_choice):
+        self.fresh, self.picks_since_choice = False, self.picks_since_choice + picks
+        spent = time.perf_counter() - begin + self.follow_seconds
+        going_on = self.choice_cycle.pays(spent, picks)
+        self.choice_cycle.add(spent, picks)
+        self.pass_cycle.add(spent, picks)
+        if ended == FAR or not (picks or self.picks_since_choice) or self.pool.due(self.pass_cycle):
             self.window = None
         elif picks < left:
-            spent = time.perf_counter() - begin + self.follow_seconds
-            going_on = self.choice_cycle.pays(spent, picks)
-            self.choice_cycle.add(spent, picks)
-            self.pass_cycle.add(spent, picks)
             if not going_on and not self.pass_cycle.pays(self.choice_cycle.seconds, self.choice_cycle.picks):
                 self.window = None
             else:
-                self.follow = 0 if going_on else self.breadth
-        self.fresh = False
-        self.picks_since_choice += picks
+                self.follow = 0 if going_on and not self.breadth.due(self.choice_cycle) else self.breadth.sizes[-1]
         return picked
 
     def _pass(self, left: int) -> None:
         """Value all rows, and choose candidates."""
         begin, self.follow = time.perf_counter(), None
-        expect = "picked" if self.size >= self.picks_since_pass >= SHORTEST else "chosen" if self.size else "mean"
+        self.pool.judge(self.pass_cycle)
+        fading = 0.0
+        if self.size >= self.picks_since_pass > 0:  # all of this bin
+            fading = MEMORY / (MEMORY + self.picks_since_pass) if self.recent_picks else 0.0
+            self.recent = fading * self.recent + self.since_pass
+            self.recent_picks = fading * self.recent_picks + self.picks_since_pass
+        expect = "recent" if self.recent_picks >= SHORTEST else "chosen" if self.size else "mean"
         if self.picks_since_pass:
-            self.horizon = int(np.clip(2 * self.picks_since_pass, 512, 16 * LONGEST))
+            self.horizon = int(np.clip(2 * self.picks_since_pass, 64, 16 * LONGEST))
         request = Request(
-            self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.picks_since_pass,
-            expect, self.horizon, self.stint, self.pool, self.breadth,
+            self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.recent,
+            self.recent_picks, fading, expect, self.horizon, self.stint, self.pool.now, self.breadth.sizes[-1],
         )  # fmt: skip
         self.answers = self.blocks.refresh(request, self.taken)
         self.taken = [[] for _ in self.answers]
         scale = self.grid.scale
         self.mean = self.total * (scale / self.count)
         self.far_expected = {
-            "picked": lambda: self.since_pass / self.picks_since_pass, "chosen": lambda: self.chosen * (scale / self.size),
+            "recent": lambda: self.recent / self.recent_picks, "chosen": lambda: self.chosen * (scale / self.size),
             "mean": lambda: self.mean,
         }[expect]()  # fmt: skip
         self.statistics.passes += 1
@@ -235,6 +236,7 @@ class Greedy:
     def _choose(self, answers: Sequence[Answer], left: int) -> None:
         """The best of the pool become candidates."""
         begin = time.perf_counter()
+        self.breadth.judge(self.choice_cycle)
         found = self.blocks.candidates(self._share(answers), self.stint)
         rows, lengths, norms, indices = (np.concatenate([getattr(part, name) for part in found]) for name in JOINED)
         copies, self.where = {}, []
@@ -243,14 +245,11 @@ class Greedy:
             self.where += [(number, local) for local in part.local.tolist()]
         self.near, self.far = _worst([part.near for part in found]), _worst([part.far for part in found])
         self.complete = self.near.start == self.far.start == -np.inf
-        expected = len(rows) if self.complete else left  # where all are candidates, they serve all bins
+        # Where all are candidates, they serve all bins.
+        expected = len(rows) if self.complete else min(left, 2 * self.picks_since_choice)
         self.window = Window(rows, lengths, norms, indices, copies, self.grid, self.device, expected)
         self.window.begin(self._state())
         self._valued()
-        if self.picks_since_choice < self.breadth // 16:
-            self.breadth = min(2 * self.breadth, MOST * self.limit)
-        elif self.picks_since_choice > self.breadth // 3:
-            self.breadth = max(self.breadth // 2, self.limit)
         self.picks_since_choice = 0
         self.statistics.choices += 1
         self.choice_cycle.begin()
@@ -263,11 +262,35 @@ class Greedy:
         answers = self.blocks.follow(self.since_valued, self.picks_since_valued, self.taken, self.stint, limit)
         self.taken = [[] for _ in self.taken]
         self.near = _worst([near for near, _ in answers])
-        if limit:
+        if limit and not any(len(answer.best) for _, answer in answers):  # all of the pool is picked
+            self._pass(left)
+        elif limit:
             self._choose([answer for _, answer in answers], left)
         else:
             self._valued()
-            self.follow_seconds = time.perf_counter() - begin
+            self.follow_seconds = self.pool_seconds = time.perf_counter() - begin
+
+    def _verify(self, rows: Callable[[int], np.ndarray], picks: int, certain: int) -> np.ndarray | None:
+        """Upper bounds of the pool's other rows before each of some picks, where that pays: float64 [at most VERIFIED].
+
+        Args:
+            rows: the first picks, exact.
+            picks: how many there are.
+            certain: how many are certain without.
+        """
+        if self.since_valued.any() or not self._verification_pays(certain):
+            return None
+        picks = min(picks, VERIFIED)
+        begin = time.perf_counter()
+        bounds = np.max(self.blocks.verify(rows(picks - 1)), axis=0)
+        self.statistics.verified += picks
+        self.verify_seconds[self.pool.now] = (time.perf_counter() - begin) / picks
+        return bounds
+
+    def _verification_pays(self, certain: int) -> bool:
+        """Whether so many picks and a valuation of the pool cost more than as many picks verified."""
+        known = self.verify_seconds.get(self.pool.now)
+        return certain < SHORTEST if known is None else known * max(certain, 1) < self.pool_seconds
 
     def _valued(self) -> None:
         self.near_horizon, self.follow_seconds = self.stint, 0.0
@@ -295,7 +318,7 @@ class Greedy:
         """How many of the best rows each block has among the best of all."""
         owner = np.concatenate([np.full(len(answer.best), number) for number, answer in enumerate(answers)])
         best = np.concatenate([answer.best for answer in answers])
-        chosen = np.argsort(-best, kind="stable")[: self.breadth]
+        chosen = np.argsort(-best, kind="stable")[: self.breadth.now]
         return np.bincount(owner[chosen], minlength=len(answers)).tolist()
 
     def _exactly(self, state: State) -> np.ndarray:

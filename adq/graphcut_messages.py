@@ -40,8 +40,12 @@ class Request(NamedTuple):
     lam: float
     count: int  # |V|
     picked: np.ndarray | None  # float64 [d], the sum of the picks since the last pass
-    picks: int  # their number
-    expect: str  # c, the pick to expect: the mean of what was "picked" since the last pass, "chosen" in this bin, or of V, "mean"
+    recent: np.ndarray  # float64 [d], the sum of the last picks of this bin, older ones fading
+    recent_picks: float  # their number
+    fading: float  # what is left of the recent ones before `picked`
+    expect: (
+        str  # c, the pick to expect: the mean of the "recent" ones, of what was "chosen" in this bin, or of V, "mean"
+    )
     horizon: int  # picks until the next pass, at most
     stint: int  # picks until the pool is valued anew, at most
     pool: int  # rows to keep at hand until then

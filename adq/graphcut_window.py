@@ -1,6 +1,6 @@
 """A window of picks: candidates with their Gram matrix, picked from until an outsider could be better."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import torch
 from adq.fixed_point import UNIT_64, Grid, deciding_values
 
 BLOCK = 1024
+Verify = Callable[[Callable[[int], np.ndarray], int, int], np.ndarray | None]
 WHOLE = 8192  # candidates whose Gram matrix is held at most: 256 MB
 PAY = 8  # a row of the Gram matrix made alone costs as much as so many in the whole matrix
 
@@ -92,8 +93,15 @@ class Window:
         self.error = 4.0 * (width + 8) * UNIT_64 * (abs(state.weight()) * longest**2 + 2.0 * longest * length)
         self.error += self.grid.scale * np.sqrt(width) * length  # the grid's rounding of a row
 
-    def pick(self, state: State, limit: int, outside: Sequence[Outside]) -> tuple[list[int], int | None]:
+    def pick(
+        self, state: State, limit: int, outside: Sequence[Outside], verify: Verify | None = None
+    ) -> tuple[list[int], int | None]:
         """At most `limit` picks, all that are certain; indices and copies move on.
+
+        Args:
+            outside: bounds of what is no candidate: near and far.
+            verify: where the near bound allows too little, it may give better ones, from what would be picked: from a
+                function that gives the first so many exact rows, from the number of picks, and how many are certain.
 
         Returns:
             The picks as places among the candidates, `picked` their indices; and the number of the bound that ended
@@ -101,13 +109,27 @@ class Window:
         """
         before, error = self.values.copy(), self.error
         order, bests = self._run(state, limit)
-        ended = None
-        for number, bound in enumerate(outside):
-            certain = self._certain(order, bests, error, bound) if order and bound.start > -np.inf else len(order)
+        ended, made = None, len(order)
+        for number in reversed(range(len(outside))):
+            bound = outside[number]
+            if not order or bound.start == -np.inf:
+                continue
+            lowest = np.array(bests) - error - self.update_error * np.arange(len(bests)) - 1e-12 * np.abs(bests)
+            certain, why = self._certain(order, lowest, bound), number
+            if certain < len(order) and number == 0 and verify:
+                better = verify(
+                    lambda k, order=order: self.exact([place for place, _ in order[:k]]), len(order), certain
+                )
+                if better is not None:
+                    failed = ~(lowest[: len(better)] > better)
+                    if not failed.any():
+                        certain, why = len(better), None
+                    elif failed.argmax() > certain:
+                        certain = int(failed.argmax())
             if certain < len(order):
                 self._put_back(order[certain:])
-                order, bests, ended = order[:certain], bests[:certain], number
-        if ended is not None:
+                order, bests, ended = order[:certain], bests[:certain], why
+        if len(order) < made:
             places = [place for place, _ in order]
             self.values = before
             self.error = error + len(order) * self.update_error
@@ -164,7 +186,7 @@ class Window:
         self.error = margin / 2.0
         return order, bests
 
-    def _certain(self, order: list[tuple[int, int]], bests: list[float], error: float, outside: Outside) -> int:
+    def _certain(self, order: list[tuple[int, int]], lowest: np.ndarray, outside: Outside) -> int:
         """How many of the picks beat every row of a bound."""
         picks = len(order)
         sums = np.empty((picks, len(outside.mean)))  # P before each pick
@@ -179,7 +201,6 @@ class Window:
         length = np.sqrt(np.maximum(square, 0.0) + 1e-12 * squares)
         bound = outside.start + (outside.end - outside.start) * (k / outside.horizon)
         bound += 4.0 * outside.radius * length * (1 + 1e-9) - 4.0 * toward + outside.error
-        lowest = np.array(bests) - error - self.update_error * np.arange(picks) - 1e-12 * np.abs(bests)
         failed = ~(lowest > bound) | (k >= outside.horizon)
         return int(np.argmax(failed)) if failed.any() else picks
 

@@ -199,6 +199,10 @@ class RemoteBlocks:
     ) -> list[tuple[Bound, Answer | None]]:
         return self._all("follow", [(picked, picks, mine, horizon, limit) for mine in taken])
 
+    def verify(self, picks: np.ndarray) -> list[np.ndarray]:
+        shared = ray.put(picks)
+        return self._all("verify", [(shared,)] * len(self.actors))
+
     def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]:
         return self._all("best_of_near", [(threshold, weight, direction) for threshold in thresholds])
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adq import graphcut_greedy
+from adq import graphcut_block, graphcut_greedy
 from adq.fixed_point import deciding_values, largest_entry, make_grid
 from adq.graphcut import bin_sizes, block_of, blocks_bins, graphcut_bins, graphcut_select
 from adq.graphcut_gradient import gradient_similarities
@@ -126,11 +126,11 @@ def test_every_bound_holds_for_what_it_bounds(scale, monkeypatch):
     checked = 0
     pick = Window.pick
 
-    def watched(self, state, limit, outside):
+    def watched(self, state, limit, outside, verify):
         nonlocal checked
         chosen = state.chosen
         gone = set(taken)
-        places, ended = pick(self, state, limit, outside)
+        places, ended = pick(self, state, limit, outside, verify)
         for step, index in enumerate(self.picked):
             values = deciding_values(rows, state.weight(step), state.direction(grid.scale, chosen))
             values[list(gone)] = -np.inf
@@ -141,10 +141,50 @@ def test_every_bound_holds_for_what_it_bounds(scale, monkeypatch):
         taken.extend(self.picked)
         return places, ended
 
+    def compared_exactly(self, state):
+        index = exactly(self, state)
+        taken.extend(index.tolist())
+        return index
+
     taken: list[int] = []
+    exactly = graphcut_greedy.Greedy._exactly
+    monkeypatch.setattr(graphcut_greedy.Greedy, "_exactly", compared_exactly)
     monkeypatch.setattr(graphcut_greedy.Window, "pick", watched)
     graphcut_bins(x, num_bins=2, scope="global", kernel="l2", candidates=40)
     assert checked > 1000
+
+
+@pytest.mark.parametrize("scale", [1.0, 30.0])
+def test_verified_picks_are_bounded_by_what_is_true_and_no_more(scale, monkeypatch):
+    """The bounds of the pool's other rows lie above their values, as closely as float32 products allow; picks stay the same."""
+    x = relu_features(2000, 40, seed=4) * scale
+    x[1000:1300] = x[700:1000]
+    x[1400:1600] = x[1200:1400] + 1e-3 * scale  # near-copies
+    x = np.abs(x).astype(np.float32)
+    grid = make_grid("l2", largest_entry(x))
+    rows = grid.rows(x)
+    verify, states, slacks = graphcut_block.Block.verify, [], []
+    longest = float(np.linalg.norm(rows, axis=1).max())
+
+    def checked(block, picks):
+        got, state = verify(block, picks), states[-1]
+        left = [int(block.indices[i]) for i in block.local[block.outside].tolist()]
+        for step in range(len(picks) + 1):
+            chosen = state.chosen + grid.total(picks[:step])
+            values = deciding_values(rows[left], state.weight(step), state.direction(grid.scale, chosen))
+            slacks.append((got[step] - values.max(initial=-np.inf)) / longest**2)
+        return got
+
+    pick = Window.pick
+    monkeypatch.setattr(Window, "pick", lambda self, state, *rest: states.append(state) or pick(self, state, *rest))
+    want = graphcut_bins(x, num_bins=3, scope="global", kernel="l2")
+    monkeypatch.setattr(graphcut_block.Block, "verify", checked)
+    monkeypatch.setattr(graphcut_greedy.Greedy, "_verification_pays", lambda *_: True)
+    got = graphcut_bins(x, num_bins=3, scope="global", kernel="l2", candidates=40)
+    np.testing.assert_array_equal(got, want)
+    finite = np.array(slacks)[np.isfinite(slacks)]
+    assert len(finite) > 200 and finite.min() >= 0
+    assert np.median(finite) < 0.05
 
 
 def test_one_bin_a_sample_one_bin_and_one_sample():
