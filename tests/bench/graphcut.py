@@ -3,6 +3,7 @@
     python -m tests.bench.graphcut --samples 1281167 --dim 768 --classes 1000 --scope class
     python -m tests.bench.graphcut --samples 50000 --scope global --actors 2
     python -m tests.bench.graphcut --samples 4000 --dim 256 --classes 1 --scope global --others
+    python -m tests.bench.graphcut --features runs/extract/DIGEST --scope global
 
 `--others` runs, on the same data in the same process, the plain quadratic greedy, and GraphCut of apricot and submodlib
 where they can be imported (apricot-select, submodlib-py and numba are no dependencies of the project). The last line is
@@ -17,14 +18,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from adq import graphcut_greedy
-from adq.graphcut import bin_sizes, graphcut_bins
+from adq.graphcut import graphcut_bins
+from tests.bench.graphcut_others import agreement, quadratic, tools, with_tool
 
 
 def relu_features(count: int, dim: int, classes: int, spread: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -45,6 +46,18 @@ def relu_features(count: int, dim: int, classes: int, spread: float, seed: int =
         np.maximum(latent @ mix + noise - 0.2, 0, out=rows[start : start + 16384])
     rows[~rows.any(axis=1), 0] = 1e-3
     return rows, labels
+
+
+def real_features(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The embeddings that `ray_jobs extract` stored, in the order of their keys. (float32 [N, d], labels [N])"""
+    import pyarrow.parquet as pq
+
+    columns = ["key", "label", "embedding"]
+    parts = [pq.read_table(path, columns=columns) for path in sorted(folder.glob("parts/*.parquet"))]
+    keys = np.array([key.encode() for part in parts for key in part["key"].to_pylist()])
+    order = np.argsort(keys, kind="stable")
+    rows = np.concatenate([np.asarray(part["embedding"].combine_chunks().flatten()) for part in parts])
+    return rows.reshape(len(keys), -1)[order], np.concatenate([part["label"].to_numpy() for part in parts])[order]
 
 
 PHASES = {"_pass": "passes", "_choose": "choices", "_follow": "pool", "_stint": "picks"}
@@ -154,61 +167,6 @@ def _table(rows: np.ndarray):
     return pa.table({"embedding": lists, "error": pa.nulls(len(rows), pa.string())})
 
 
-def quadratic(rows: np.ndarray, bins: int) -> np.ndarray:
-    """Picks of all bins but the last from the N x N kernel in float64: what is written in an afternoon."""
-    unit = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    kernel = (1 + unit @ unit.T) / 2
-    left, picks = np.ones(len(rows), dtype=bool), []
-    for size in bin_sizes(len(rows), bins)[:-1]:
-        gains = kernel[:, left].sum(axis=1)
-        gains[~left] = -np.inf
-        for _ in range(size):
-            pick = int(gains.argmax())
-            picks.append(pick)
-            gains -= 2 * kernel[pick]
-            gains[pick] = -np.inf
-            left[pick] = False
-    return np.array(picks)
-
-
-def with_tool(rows: np.ndarray, bins: int, select: Callable[[np.ndarray, int], np.ndarray]) -> np.ndarray:
-    """Picks of all bins but the last with a tool that fills one bin from a kernel."""
-    unit = rows / np.linalg.norm(rows.astype(np.float64), axis=1, keepdims=True)
-    kernel = (1 + unit @ unit.T) / 2
-    left, picks = np.arange(len(rows)), []
-    for size in bin_sizes(len(rows), bins)[:-1]:
-        chosen = select(kernel[np.ix_(left, left)], int(size))
-        picks.append(left[chosen])
-        left = np.delete(left, chosen)
-    return np.concatenate(picks)
-
-
-def tools() -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """Other GraphCuts that can be imported here."""
-    found: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {}
-    try:
-        from apricot import GraphCutSelection
-
-        for optimizer in ("naive", "lazy"):
-            found[f"apricot {optimizer}"] = lambda kernel, size, o=optimizer: np.asarray(
-                GraphCutSelection(size, metric="precomputed", alpha=1, optimizer=o).fit(kernel).ranking
-            )
-    except ImportError as error:
-        print(f"  apricot cannot be imported: {error}")
-    try:
-        from submodlib import GraphCutFunction
-
-        for optimizer in ("NaiveGreedy", "LazyGreedy"):
-            found[f"submodlib {optimizer}"] = lambda kernel, size, o=optimizer: np.array([
-                pick for pick, _ in GraphCutFunction(
-                    n=len(kernel), mode="dense", lambdaVal=1.0, separate_rep=False, ggsijs=kernel
-                ).maximize(size, optimizer=o, show_progress=False)
-            ])  # fmt: skip
-    except ImportError as error:
-        print(f"  submodlib cannot be imported: {error}")
-    return found
-
-
 class PeakAbove:
     """Peak resident memory above what was there, in GB, sampled every 5 ms."""
 
@@ -232,20 +190,15 @@ class PeakAbove:
         self.gb = self.peak - self.base
 
 
-def agreement(mine: np.ndarray, theirs: np.ndarray, bins: int) -> float:
-    """Share of the rows that are in the same bin."""
-    pairs = zip(np.array_split(mine, bins - 1), np.array_split(theirs, bins - 1), strict=True)
-    return float(np.mean([np.isin(a, b).mean() for a, b in pairs]))
-
-
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--samples", type=int, default=50_000)
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--spread", type=float, default=1.0)
-    parser.add_argument("--embeddings", help=".npy [N, d]: real ones in place of generated ones")
-    parser.add_argument("--labels", help=".npy [N], beside --embeddings")
+    parser.add_argument(
+        "--features", type=Path, help="an extract stage's folder in a store: real ones, not generated ones"
+    )
     parser.add_argument("--scope", choices=("class", "global"), default="class")
     parser.add_argument("--bins", type=int, default=10)
     parser.add_argument("--actors", type=int, default=0, help="Ray actors that hold the rows; 0: this process")
@@ -257,9 +210,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     if options.threads:
         torch.set_num_threads(options.threads)
-    if options.embeddings:
-        rows = np.load(options.embeddings, allow_pickle=False).astype(np.float32)
-        labels = np.load(options.labels, allow_pickle=False) if options.labels else np.zeros(len(rows), dtype=np.int64)
+    if options.features:
+        rows, labels = real_features(options.features)
     else:
         rows, labels = relu_features(options.samples, options.dim, options.classes, options.spread)
     unit = rows[:: max(len(rows) // 20_000, 1)]
