@@ -19,7 +19,10 @@ from adq.graphcut_messages import NOTHING, Answer, Bound, Candidates, Near, Requ
 
 COLUMNS = 128  # float32 products are added up over so many columns, then in float64
 STEADY = 64  # picks that the expected pick of a pass weighs against those made since
-COMPACT = 0.75  # dead rows are dropped when the living are fewer than this share
+COMPACT, COMPACT_ALL = (
+    0.75,
+    0.9,
+)  # dead rows are dropped when the living are fewer than this share; when all are the pool
 CHUNK = 1024
 
 
@@ -85,7 +88,8 @@ class Block:
         if request.bin != self.bin:
             self.dot_total -= self.dot_chosen
             self.dot_chosen.zero_()
-        if int(self.alive.sum()) < COMPACT * len(self.rows):
+        living = int(self.alive.sum())
+        if living < (COMPACT if living > request.pool else COMPACT_ALL) * len(self.rows):
             self._compact()
         self.bin = request.bin
         self._value(request)

@@ -5,7 +5,11 @@ Nothing here changes a pick; it only decides when work is done, and how much of 
 
 from collections.abc import Sequence
 
-TRIAL = 8  # seconds at home between two trials, in seconds of a trial
+TRIAL, PATIENCE = (
+    8,
+    64,
+)  # seconds at home before a trial that was in vain is made again, in its seconds: at first, and later
+FEW = 256  # picks
 BETTER = 0.9
 SHORT, LONG = 0.1, 2.0  # seconds after which a trial that is worse, and a cycle at home, are ended
 
@@ -30,18 +34,22 @@ class Cycle:
 
 
 class Size:
-    """A size that suits the moment: now and then a neighbour is tried for one cycle, and kept where its picks cost less.
+    """A size that suits the moment: now and then another is tried for one cycle, and kept where its picks cost less.
 
     Args:
-        sizes: from small to large.
+        sizes: from small to large. Beside the two neighbours the largest is tried where cycles last for few picks: near
+            the end of a bin it may be the only one that helps.
         start: the place of the first.
     """
 
     def __init__(self, sizes: Sequence[int], start: int):
         self.sizes, self.home, self.place = sizes, start, start
         self.cost: float | None = None  # at home, seconds a pick
-        self.since, self.direction = 0.0, 1
-        self.trials = {-1: 0.0, 1: 0.0}  # seconds of the last trial in each direction
+        self.since, self.turn = 0.0, 0
+        self.few = False  # whether cycles last for few picks
+        self.trials: dict[
+            int, float
+        ] = {}  # seconds to wait for in each place's next trial: more with every one in vain
 
     @property
     def now(self) -> int:
@@ -51,30 +59,34 @@ class Size:
         """Whether a cycle has gone on long enough to be judged: a trial whose picks cost more, a long time at home."""
         running = cycle.seconds - cycle.setup
         if self.place == self.home:
-            return running > LONG and self._waited(cycle.seconds) and 0 <= self.home + self.direction < len(self.sizes)
+            return running > LONG and self._next(cycle.seconds) is not None
         return self.cost is not None and running > max(SHORT, self.cost * cycle.picks)
 
-    def _waited(self, seconds: float) -> bool:
-        return self.since + seconds >= TRIAL * self.trials[self.direction]
+    def _next(self, seconds: float = 0.0) -> int | None:
+        """The place to try, where it is time: one whose last trial was dear has to wait longer."""
+        places = [self.home + 1, self.home - 1] + ([len(self.sizes) - 1] if self.few else [])
+        for turn in range(self.turn, self.turn + len(places)):
+            place = places[turn % len(places)]
+            if 0 <= place < len(self.sizes) and place != self.home:
+                return place if self.since + seconds >= self.trials.get(place, 0.0) else None
+        return None
 
     def judge(self, cycle: Cycle) -> None:
-        """A cycle is over: stay, try a neighbour, or move to the one that was tried."""
+        """A cycle is over: stay, try another place, or move to the one that was tried."""
         if not cycle.seconds:
             return
         cost = cycle.seconds / max(cycle.picks, 1)
         if self.place == self.home:
             self.cost = cost if self.cost is None else 0.5 * (self.cost + cost)
-            self.since += cycle.seconds
-            waited = self._waited(0.0)
+            self.since, self.few = self.since + cycle.seconds, cycle.picks < FEW
+            following = self._next()
+            self.place = self.home if following is None else following
+            return
+        self.since = 0.0
+        if self.cost is None or cost < BETTER * self.cost:
+            self.home, self.cost, self.trials = self.place, cost, {}
         else:
-            self.trials[self.direction], self.since = cycle.seconds, 0.0
-            waited = self.cost is None or cost < BETTER * self.cost
-            if waited:
-                self.home, self.cost = self.place, cost
-            else:
-                self.place, self.direction = self.home, -self.direction
-        following = self.home + self.direction
-        if not 0 <= following < len(self.sizes):
-            self.direction = -self.direction
-        elif waited:
-            self.place = following
+            self.trials[self.place] = max(
+                TRIAL * cycle.seconds, 2.0 * min(self.trials.get(self.place, 0.0), PATIENCE * cycle.seconds)
+            )
+            self.place, self.turn = self.home, self.turn + 1
