@@ -14,8 +14,12 @@ from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
 from ray_jobs.cluster import check_paths
 from ray_jobs.convert import Conversion, convert
+from ray_jobs.distill import Distilling, Wanted
+from ray_jobs.distill import run as run_distillation
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.evaluate import run as run_evaluation
+from ray_jobs.experts import Experts, Network
+from ray_jobs.experts import run as run_experts
 from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
 
 SEVERAL = ("--data", "--train", "--test")
@@ -182,6 +186,21 @@ def sample(data, selection, backbone, compute, place):
 def evaluate(evaluation, reading, compute, place, train, test):
     """Train networks on a data set and test them on another: last-epoch top-1 over seeds."""
     run_evaluation(train, test, evaluation, reading, compute, place)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for shards, container and PNGs.")
+@options(Distilling, Network, Experts, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
+def distill(distilling, network, experts, data, compute, place, out):
+    """Distil a data set into a few synthetic images a class, in few colours: a container, shards and PNGs."""
+    run_distillation(Wanted(distilling, network, experts, data, out), compute, place)
+
+
+@main.command()
+@options(Network, Experts, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
+def experts(network, experts, data, compute, place):
+    """Train the experts of trajectory matching: networks on the real data, a checkpoint an epoch."""
+    run_experts(network, experts, data, compute, place)
 
 
 @main.command()

@@ -239,7 +239,12 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
 
 
 def open_set(
-    index: Index, transform: InputTransform, how: str, threads: int, leave_out: bool = False
+    index: Index,
+    transform: InputTransform,
+    how: str,
+    threads: int,
+    leave_out: bool = False,
+    rows: np.ndarray | None = None,
 ) -> Held | Streamed:
     """The images of an index at a network's input resolution.
 
@@ -247,6 +252,7 @@ def open_set(
         how: of `how_to_hold`.
         threads: that decode.
         leave_out: drop images that cannot be decoded instead of failing; a stream always fails.
+        rows: rows of the index that are wanted, ascending; all by default, and always all of a stream.
 
     Raises:
         ValueError: images that cannot be decoded, with key and shard; shards that changed since ingest.
@@ -254,35 +260,40 @@ def open_set(
     reader = ShardReader(replace(index), transform, threads)
     if how == "streamed":
         return Streamed(reader)
-    total, side = len(reader.keys), transform.crop
-    images = torch.zeros((total, 3, side, side) if how == "decoded" else (0,), dtype=torch.uint8)
-    samples: list[Encoded | None] = [None] * total
+    rows = np.arange(len(reader.keys)) if rows is None else rows
+    place = np.full(len(reader.keys), -1)
+    place[rows] = np.arange(len(rows))
+    side = transform.crop
+    images = torch.zeros((len(rows), 3, side, side) if how == "decoded" else (0,), dtype=torch.uint8)
+    samples: list[Encoded | None] = [None] * len(rows)
     failed: dict[int, UndecodableImage] = {}
 
     def keep(sample: Encoded) -> None:
         position = sample[0]
+        if place[position] < 0:
+            return
         if how == "encoded":
-            samples[position] = sample
+            samples[place[position]] = sample
             if not leave_out:
                 return
         image = reader.decode(sample)
         if not isinstance(image, Tensor):
             failed[position] = image
         elif how == "decoded":
-            images[position] = image
+            images[place[position]] = image
 
     with ThreadPoolExecutor(threads) as pool:
-        for shard in sorted(reader.positions):
+        for shard in sorted(shard for shard, there in reader.positions.items() if (place[there] >= 0).any()):
             waiting = reader.encoded(shard)
             while chunk := list(islice(waiting, 64 * threads)):
                 list(pool.map(lambda part: [keep(sample) for sample in part], _split(chunk, threads)))
     if not leave_out:
         reader.check(failed)
-    good = np.array([p for p in range(total) if p not in failed], dtype=np.int64)
+    good = np.array([p for p in rows if p not in failed], dtype=np.int64)
     keys, labels = [reader.keys[p] for p in good], reader.labels[good]
     if how == "encoded":
-        return Held(EncodedImages(reader, [samples[p] for p in good], labels), keys, len(failed))
-    return Held(TensorImages(images[good] if failed else images, labels), keys, len(failed))
+        return Held(EncodedImages(reader, [samples[place[p]] for p in good], labels), keys, len(failed))
+    return Held(TensorImages(images[place[good]] if failed else images, labels), keys, len(failed))
 
 
 def _split(items: list, parts: int) -> list[list]:

@@ -98,27 +98,35 @@ class Member:
             dist.all_reduce(values)
         return values.cpu()
 
-    def checkpoint(self) -> dict | None:
-        """The last state that was kept, also by an earlier group."""
+    def checkpoint(self, own: bool = False) -> dict | None:
+        """The last state that was kept, also by an earlier group; `own` as it was kept."""
         last = ray.train.get_checkpoint()
         if last is None:
             return None
         with last.as_directory() as folder:
-            return torch.load(Path(folder, "state.pt"), map_location="cpu", weights_only=True)
+            return torch.load(Path(folder, self._file(own)), map_location="cpu", weights_only=True)
 
     def due(self, since: float) -> bool:
         """Whether it is time for a checkpoint, by the first worker's clock; all workers must ask together."""
         late = torch.tensor([float(self.rank == 0 and time.monotonic() - since >= self.checkpoint_seconds)])
         return self.sum(late).item() > 0
 
-    def keep(self, state: dict) -> None:
-        """Keep a state as the checkpoint to resume from; all workers must call this together."""
-        if self.rank:
+    def keep(self, state: dict, own: bool = False) -> None:
+        """Keep a state as the checkpoint to resume from; all workers must call this together.
+
+        Args:
+            own: every worker keeps its own state, in one checkpoint; otherwise the first worker's counts for all.
+        """
+        if self.rank and not own:
             ray.train.report({})
             return
         with tempfile.TemporaryDirectory() as folder:
-            torch.save(state, Path(folder, "state.pt"))
+            torch.save(state, Path(folder, self._file(own)))
+            # Ray Train puts what the workers report together under one name, and counts it once all have reported.
             ray.train.report({}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    def _file(self, own: bool) -> str:
+        return f"state-{self.rank}.pt" if own else "state.pt"
 
 
 class _Trainer(TorchTrainer):

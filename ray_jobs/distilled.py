@@ -1,0 +1,276 @@
+"""distilled: what a distillation leaves: the container, shards that `evaluate` reads, PNGs that any viewer opens, pictures."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import torch
+from PIL import Image
+
+from adq.extractor import InputTransform
+from adq.features import load
+from adq.images import UndecodableImage
+from adq.shards import read_ranges, tar_bytes
+from palette.codec import HEADER, LARGEST, encode, images_in_budget, payload_bytes
+from palette.distill import Distilled
+from palette.export import members, samples
+from palette.quantize import paint, used_colours
+from ray_jobs.ingest import Index
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.write import SHARD_BYTES, SHARD_IMAGES, Output
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
+    from matplotlib.figure import Figure
+
+    from ray_jobs.job import Job
+    from ray_jobs.mlflow_run import Run
+
+VERSION = 1
+CHECKSUM = 4
+MORE = 8  # bytes an image of pure noise takes beyond `payload_bytes`, its label of one or two bytes among them
+UPLOADS = 16  # files written at once: on an object store each costs a round trip
+
+Samples = list[tuple[str, dict[str, bytes]]]
+
+
+@dataclass(frozen=True)
+class DistilledSet:
+    """A distilled set, class by class."""
+
+    images: np.ndarray  # uint8 [n, S, S, 3]
+    labels: np.ndarray  # int64 [n]
+    palettes: np.ndarray | None  # uint8 [n, K, 3]; None in full colour
+    indices: np.ndarray | None  # uint8 [n, S, S]
+    soft_labels: np.ndarray | None  # float16 logits [n, C]
+
+
+def as_table(result: Distilled) -> pa.Table:
+    """A row an image: label, palette and indices or image, and soft where labels are; bytes as they lie in memory."""
+    parts = {"palette": result.palettes, "indices": result.indices} if result.palettes is not None else {
+        "image": result.images
+    }  # fmt: skip
+    parts |= {"soft": result.soft_labels} if result.soft_labels is not None else {}
+    columns = {name: pa.array([row.numpy().tobytes() for row in part], pa.binary()) for name, part in parts.items()}
+    return pa.table({"label": pa.array(result.labels.numpy(), pa.int32())} | columns)
+
+
+def read_set(distill: Manifest) -> DistilledSet:
+    """The set of a finished stage, of all its workers."""
+    names = sorted(part.name for part in distill.parts if part.name.startswith("set/"))
+    table = pa.concat_tables(distill.table(name) for name in names)
+    side, count = distill.stage.config["image_size"], table.num_rows
+
+    def column(name: str, kind: type, *shape: int) -> np.ndarray | None:
+        if name not in table.column_names:
+            return None
+        return np.frombuffer(b"".join(table[name].to_pylist()), kind).reshape(count, *shape).copy()
+
+    palettes, indices = column("palette", np.uint8, -1, 3), column("indices", np.uint8, side, side)
+    if palettes is None:
+        images = column("image", np.uint8, side, side, 3)
+    else:
+        images = paint(torch.from_numpy(palettes), torch.from_numpy(indices)).numpy()
+    return DistilledSet(
+        images, table["label"].to_numpy().astype(np.int64), palettes, indices, column("soft", np.float16, -1)
+    )
+
+
+def images_in_container(side: int, colors: int) -> int:
+    """The most images that one container holds."""
+    return LARGEST // (side * side + 3 * colors + 64)
+
+
+def images_per_class(budget: int, side: int, colors: int, classes: Sequence[str], soft: bool) -> int:
+    """Images a class whose containers surely take no more than `budget` bytes a class, names and labels counted.
+
+    Raises:
+        ValueError: the budget is too small for one image a class; says what one costs.
+    """
+    label = MORE + (2 * len(classes) if soft else 0)
+    frame = HEADER.size + sum(2 + len(name.encode()) for name in classes) + CHECKSUM
+    containers = found = 1
+    for _ in range(2):  # the second time with as many frames as the first needs
+        found = images_in_budget(max(0, budget - -(-containers * frame // len(classes))), side, side, colors, label)
+        containers = max(1, -(-found * len(classes) // images_in_container(side, colors)))
+    if found < 1:
+        image = payload_bytes(side, side, colors) + label
+        raise ValueError(
+            f"--bytes-per-class {budget}: an image of {side} x {side} pixels in {colors} colours takes up to {image} bytes with "
+            f"its label, header and class names {frame} bytes of the whole; give at least {image + -(-frame // len(classes))}"
+        )
+    return found
+
+
+def output(out: str, distill: Stage, classes: Sequence[str], content: str) -> Output:
+    config = {"distill": distill.digest, "shard_images": SHARD_IMAGES, "shard_bytes": SHARD_BYTES}
+    inputs = {"distill": content, "classes": sha256(canonical_json(list(classes)))}
+    return Output(Store.at(out), "distilled", VERSION, inputs, config)
+
+
+def check_owner(out: str, distill: Stage) -> None:
+    """Raises ValueError where --out holds another result, before steps are spent for it."""
+    there = Store.at(out).read_json(".tessera/manifest.json")
+    if there is not None and there["config"].get("distill") != distill.digest:
+        raise ValueError(
+            f"--out {out}: holds the result of another command; choose another folder, or remove this one first"
+        )
+
+
+def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, out: str) -> Manifest:
+    """Write a distilled set to a folder, or find it there.
+
+    Args:
+        transform: how the real images were seen.
+
+    Raises:
+        ValueError: the folder holds something else.
+        OSError: the folder cannot be written.
+    """
+    stage = output(out, distill.stage, index.classes, distill.content)
+    stage.claim()
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        found = read_set(distill)
+        files = list(_samples(found, index.classes))
+        pngs = _pngs(files, index.classes)
+        with ThreadPoolExecutor(UPLOADS) as pool:
+            list(pool.map(stage.store.write, pngs, (sample["png"] for _, sample in files)))
+        shards = [
+            stage.commit(f"train-{n:06d}", tar_bytes(members(shard)), len(shard), "tar")
+            for n, shard in enumerate(_shards(files))
+        ]
+        containers = [
+            stage.commit(name, data, rows, "tessera") for name, data, rows in _containers(found, index.classes)
+        ]
+        names = "".join(f"{name}\n" for name in index.classes)
+        parts = [stage.commit("classes", names.encode(), len(index.classes), "txt")]
+        parts.append(stage.commit_table("images", _listing(found, files, pngs)))
+        for name, figure in _figures(found, distill, index, transform).items():
+            stage.store.write(f"pictures/{name}.png", _png(figure))
+        summary = _summary(found, files, len(index.classes), shards, containers)
+        return [*shards, *containers, *parts], summary
+
+    def log(run: "Run", manifest: Manifest) -> None:
+        run.dataset("distilled", stage.store.root, manifest.content, "subset", manifest.summary["images"])
+        for name in stage.store.names("pictures"):
+            run.artifact_bytes(stage.store.read(f"pictures/{name}"), f"figures/{name}")
+
+    return job.stage(stage, work, log=log)
+
+
+def _samples(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """As `palette.export.samples`, also in full colour."""
+    labels = found.labels if found.soft_labels is None else found.soft_labels
+    if found.palettes is not None:
+        yield from samples(found.palettes, found.indices, labels, classes)
+        return
+    # Keys and labels do not depend on the pixels.
+    blank = samples(np.zeros((len(labels), 1, 3), np.uint8), np.zeros((len(labels), 1, 1), np.uint8), labels, classes)
+    for (key, sample), image in zip(blank, found.images, strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG", optimize=True)
+        yield key, sample | {"png": buffer.getvalue()}
+
+
+def _pngs(files: Samples, classes: Sequence[str]) -> list[str]:
+    """Where each PNG lies: a folder a class, named as by `palette.export.write_pngs`."""
+    digits = len(str(len(classes) - 1))
+    names = [re.sub(r"[^\w -]", "_", name)[:40] for name in classes]
+    labels = [int(sample["cls"]) for _, sample in files]
+    return [f"png/{n:0{digits}d}-{names[n]}/{key}.png" for n, (key, _) in zip(labels, files, strict=True)]
+
+
+def _shards(files: Samples) -> Iterator[Samples]:
+    """Cut by count and bytes."""
+    shard, size = [], 0
+    for key, sample in files:
+        here = sum(map(len, sample.values()))
+        if shard and (len(shard) == SHARD_IMAGES or size + here > SHARD_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append((key, sample))
+        size += here
+    yield shard
+
+
+def _containers(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str, bytes, int]]:
+    """(name, bytes, images): one container, or as many as the set needs; none in full colour."""
+    if found.palettes is None:
+        return
+    labels = found.labels if found.soft_labels is None else found.soft_labels
+    most = images_in_container(found.indices.shape[1], found.palettes.shape[1])
+    for n, start in enumerate(range(0, len(labels), most)):
+        part = slice(start, start + most)
+        name = "distilled" if len(labels) <= most else f"distilled-{n:05d}"
+        data = encode(found.palettes[part], found.indices[part], labels[part], classes)
+        yield name, data, len(labels[part])
+
+
+def _colors_used(found: DistilledSet) -> list[int]:
+    """Of each image; in full colour, too."""
+    if found.palettes is None:
+        return [len(np.unique(image.reshape(-1, 3), axis=0)) for image in found.images]
+    return used_colours(torch.from_numpy(found.indices), found.palettes.shape[1]).tolist()
+
+
+def _listing(found: DistilledSet, files: Samples, pngs: list[str]) -> pa.Table:
+    return pa.table({
+        "key": [key for key, _ in files], "label": pa.array([int(s["cls"]) for _, s in files], pa.int32()), "png": pngs,
+        "bytes": [len(s["png"]) for _, s in files], "sha256": [sha256(s["png"]) for _, s in files],
+        "colors_used": _colors_used(found),
+    })  # fmt: skip
+
+
+def _summary(found: DistilledSet, files: Samples, classes: int, shards: list[Part], containers: list[Part]) -> dict:
+    """Figures of the output; without a container, the payload is PNGs and labels, as large as a container has them."""
+    count, png_bytes = len(files), sum(len(sample["png"]) for _, sample in files)
+    label_bytes = 2 * classes if found.soft_labels is not None else 1 if classes <= 256 else 2
+    payload = sum(part.bytes for part in containers) if containers else png_bytes + count * label_bytes
+    colors = {} if found.palettes is None else {"colors": found.palettes.shape[1]}
+    return colors | {
+        "images": count, "images_per_class": count // classes, "payload_bytes": payload, "png_bytes": png_bytes,
+        "tar_bytes": sum(part.bytes for part in shards), "bytes_per_image": round(payload / count, 2),
+        "mean_colors_used": round(float(np.mean(_colors_used(found))), 2),
+    }  # fmt: skip
+
+
+def _figures(found: DistilledSet, distill: Manifest, index: Index, transform: InputTransform) -> dict[str, "Figure"]:
+    from ray_jobs import palette_figures
+
+    table = distill.table("history").to_pydict()
+    steps = table.pop("step")
+    mean, least = (table.pop(name, None) for name in ("colors_used", "least_colors_used"))
+    figures = {
+        "distilled": palette_figures.distilled_grid(
+            found.images, found.palettes, found.indices, found.labels, index.classes
+        ),
+        "losses": palette_figures.losses(table, steps),
+    }
+    if mean is not None:
+        figures["colors"] = palette_figures.colors_in_use(steps, mean, least, found.palettes.shape[1])
+    image = _first_image(index, transform)
+    return figures | ({"bits": palette_figures.bit_depths(image)} if image is not None else {})
+
+
+def _first_image(index: Index, transform: InputTransform, tries: int = 10) -> np.ndarray | None:
+    """uint8 [S, S, 3]: the first real image that can be decoded."""
+    for row in index.table().slice(0, tries).to_pylist():
+        member = index.image_member(row["members"])
+        (data,) = read_ranges(index.data, row["shard"], [(member["offset"], member["size"])])
+        try:
+            return load(data, transform).permute(1, 2, 0).numpy()
+        except UndecodableImage:
+            continue
+    return None
+
+
+def _png(figure: "Figure") -> bytes:
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()

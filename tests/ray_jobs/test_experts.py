@@ -1,0 +1,129 @@
+"""Experts on real images: one task each, resumable inside, found again; and trajectory matching that uses them."""
+
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from palette.codec import decode
+from palette.experts import train_expert
+from ray_jobs import distilling, experts, ingest
+from ray_jobs.distill import stages
+from ray_jobs.experts import Experts, Network, Trainer, run, train, trajectory
+from ray_jobs.job import opened
+from ray_jobs.loading import open_set
+from ray_jobs.options import Compute, Data, Place
+from tests.ray_jobs.conftest import members
+from tests.ray_jobs.distilling import EXPERTS, NETWORK, one_by_one, one_thread, wanted
+from tests.ray_jobs.test_distill import series
+
+CPU = Compute(device="cpu", actors=1)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Place:
+    return Place(store=str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def job(cluster, place):
+    with opened(place, CPU, "test", ["test experts"]) as job:
+        yield job
+
+
+class Fragile(Trainer):
+    """An actor that notes each checkpoint, and is killed once, after the second epoch of the second expert."""
+
+    def __init__(self, plan: experts.Plan):
+        super().__init__(plan)
+        save = experts.Checkpoint.save
+
+        def fragile(checkpoint: experts.Checkpoint, state: dict) -> None:
+            save(checkpoint, state)
+            number, epoch, root = state["expert"]["expert"], len(state["losses"]), Path(checkpoint.store.root)
+            with (root / "trace").open("a") as file:
+                file.write(f"{number} {epoch}\n")
+            if (number, epoch) == (1, 2) and not (root / "dead").exists():
+                (root / "dead").touch()
+                assert (root / checkpoint.name).exists()
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        experts.Checkpoint.save = fragile
+
+
+def in_this_process(actor, arguments, tasks, _size, _compute, _device, on_done) -> None:
+    """As `actors.map_actors`."""
+    with one_thread():
+        for task in tasks:
+            on_done(actor(*arguments).work([], *task))
+
+
+def test_an_expert_that_is_killed_goes_on_and_more_experts_find_those_that_are_done(job, shards, monkeypatch):
+    index = ingest.run(job, Data(data=(str(shards),)))
+    monkeypatch.setattr(experts, "Trainer", Fragile)
+    two = train(job, index, NETWORK, EXPERTS, checkpoint_seconds=0)
+    epochs = Path(job.store.root, "trace").read_text().split("\n")
+    assert sorted(filter(None, epochs)) == ["0 1", "0 2", "0 3", "1 1", "1 2", "1 3"]
+    assert not list(Path(job.store.root).glob("expert/*/unfinished.pt"))
+
+    data = open_set(index, NETWORK.transform(32), "decoded", 1).images
+    images, labels = data.images.permute(0, 2, 3, 1).contiguous(), torch.from_numpy(data.labels)
+    for number, expert in enumerate(two.each):
+        with one_thread():
+            straight = train_expert(images, labels, 10, EXPERTS.recipe(3, 8), 0, number)
+        assert torch.equal(trajectory(expert), straight)
+    logged = series(job, "experts")
+    assert logged["loss/expert_000"] == logged["loss/expert_001"] == [1, 2, 3] and logged["expert_top1"] == [0, 1]
+    assert 0 <= two.manifest.summary["top1"] <= 1
+
+    monkeypatch.setattr(experts, "Trainer", Trainer)
+    monkeypatch.setattr(experts, "map_actors", in_this_process)
+    times = {path: path.stat().st_mtime_ns for path in Path(job.store.root).glob("expert/*/parts/*")}
+    three = train(job, index, NETWORK, replace(EXPERTS, experts=3))
+    assert [e.content for e in three.each[:2]] == [e.content for e in two.each]
+    assert len(set(e.content for e in three.each)) == 3
+    assert (
+        times.items()
+        <= {path: path.stat().st_mtime_ns for path in Path(job.store.root).glob("expert/*/parts/*")}.items()
+    )
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_trajectories_are_matched_with_the_experts_of_the_command(
+    job, place, shards, tmp_path, monkeypatch, capsys, soft
+):
+    run(NETWORK, EXPERTS, Data(data=(str(shards),)), CPU, place)
+    assert "2 experts of 3 epochs" in capsys.readouterr().out
+    monkeypatch.setattr(experts, "map_actors", lambda *_: pytest.fail("trains again"))
+    monkeypatch.setattr(distilling, "run_group", one_by_one)
+    command = wanted(
+        shards, tmp_path / "out", matching="tm", last_start=1, student_steps=3, steps=4, soft_labels=soft, threshold=9.0
+    )
+    done = stages(job, command)
+    summary = done["distilled"].summary
+    palettes, _, labels, _ = decode((tmp_path / "out" / "distilled.tessera").read_bytes())
+    assert palettes.shape == (20, 4, 3) and labels.shape == ((20, 10) if soft else (20,))
+    assert summary["payload_bytes"] == (tmp_path / "out" / "distilled.tessera").stat().st_size
+    found = members(tmp_path / "out")
+    assert len(found) == (60 if soft else 40)
+    history = done["distill"].table("history")
+    assert {"loss", "step_size", "skipped", "colors_used"} <= set(history.column_names)
+    assert history["step"].to_pylist() == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"experts": 0}, "--experts 0"), ({"expert_epochs": 0}, "epochs, batch_size"), ({"expert_lr": 0.0}, "lr > 0")],
+)
+def test_a_wrong_option_is_an_error(options, message):
+    with pytest.raises(ValueError, match=message):
+        Experts(**options)
+
+
+def test_a_wrong_network_is_an_error():
+    for options in ({"width": 0}, {"depth": -1}, {"image_size": -8}):
+        with pytest.raises(ValueError, match=r"--depth|--width"):
+            Network(**options)
