@@ -53,12 +53,16 @@ def as_text(found: list[Accuracy]) -> str:
     for s in found:
         low, high = 100 * (s.mean - s.half_interval), 100 * (s.mean + s.half_interval)
         spread = ("-", "-") if math.isnan(s.sd) else (f"{100 * s.sd:.2f}", f"{low:.2f} to {high:.2f}")
-        cells = (f"{s.images:,}", f"{s.bytes / 1e6:,.2f} MB", f"{100 * s.mean:.2f} %")
+        cells = (f"{s.images:,}", _size(s.bytes), f"{100 * s.mean:.2f} %")
         lines.append((s.set, s.arch, *cells, *spread, str(len(s.top1))))
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
     rows = ["| " + " | ".join(_cell(i, line[i], widths[i]) for i in range(len(HEADINGS))) + " |" for line in lines]
     rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
     return "\n".join([rows[0], rule, *rows[1:]])
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
 
 
 def _cell(column: int, text: str, width: int) -> str:

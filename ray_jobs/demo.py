@@ -1,14 +1,17 @@
 """demo: the whole pipeline on the embedded data set, in minutes on two cores."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from adq.shards import tar_bytes
 from adq.synthetic import CLASSES, samples
-from ray_jobs import figures, ingest
+from ray_jobs import distill, figures, ingest
 from ray_jobs.accuracy import accuracies, as_text
 from ray_jobs.compress import Compression, stages
+from ray_jobs.distill import Distilling
 from ray_jobs.evaluate import Evaluation, evaluate
+from ray_jobs.experts import Experts, Network
 from ray_jobs.job import opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.store import Store
@@ -17,6 +20,9 @@ PER_CLASS = {"train": 300, "test": 100}
 SHARDS = {"train": 3, "test": 1}
 METHODS = ("random", "dq", "adq")
 KEEP = 0.1
+DISTILLED = "distilled"
+DISTILLING = Distilling(bytes_per_class=4000, colors=16, start="random", steps=150, batch_real=64)
+AT_EQUAL_BYTES = ("random", "adq")
 BACKBONE = Backbone(backbone="convnet-d3-w32", weights="train:2")
 EVALUATION = {"arch": "convnet-d3-w16", "steps": 180}
 
@@ -39,7 +45,7 @@ def make_data(folder: Path) -> None:
 
 
 def run(folder: str, seeds: int) -> None:
-    """Compress the embedded data set by three methods, train on each and on the whole, print a table."""
+    """Compress the embedded data set by three methods, distil it, train on each and on the whole, print a table."""
     home = Path(folder).resolve()
     data = home / "data"
     make_data(data)
@@ -50,17 +56,31 @@ def run(folder: str, seeds: int) -> None:
     compute = Compute(threads=cores, cpus_per_actor=cores)
     with opened(place, compute, "demo", ["demo", str(home), seeds]) as job:
         sets = {}
+
+        def keep(method: str, share: float, name: str) -> None:
+            out = home / name.replace(", ", "-").replace(" ", "-")
+            print(f"\n{name}, keep {share:.3g}", flush=True)
+            stages(job, Compression(source, BACKBONE, Selection(method=method, keep=share), str(out)))
+            sets[name] = ingest.run(job, Data(data=(str(out),)), require_all_classes=False, context=name)
+
         for method in METHODS:
-            out = home / method
-            wanted = Compression(source, BACKBONE, Selection(method=method, keep=KEEP), str(out))
-            print(f"\n{method}, keep {KEEP:g}", flush=True)
-            stages(job, wanted)
-            sets[method] = ingest.run(job, Data(data=(str(out),)), require_all_classes=False, context=method)
+            keep(method, KEEP, method)
         sets["all images"] = ingest.run(job, source)
+        print(f"\n{DISTILLED}, {DISTILLING.bytes_per_class} bytes a class", flush=True)
+        wanted = distill.Wanted(DISTILLING, Network(width=32), Experts(), source, str(home / DISTILLED))
+        payload = distill.stages(job, wanted)["distilled"].summary["payload_bytes"]
+        for method in AT_EQUAL_BYTES:
+            # As many images as the distilled set's bytes hold.
+            keep(method, payload / sets["all images"].image_bytes, f"{method}, as small")
+        sets[DISTILLED] = ingest.run(job, Data(data=(str(home / DISTILLED),)), context=DISTILLED)
         print("\ntraining on each", flush=True)
         test = ingest.run(job, Data(data=(f"{data}/test-*.tar",)), context="test")
         found = accuracies(evaluate(job, sets, test, Evaluation(seeds=seeds, **EVALUATION)))
+        # The shards hold PNGs for every reader; the payload is the container.
+        found = [replace(s, bytes=payload) if s.set == DISTILLED else s for s in found]
         rows = [{"method": s.set, "images": s.images, "mean": 100 * s.mean, "std": 100 * s.sd} for s in found]
         job.run.figure(figures.accuracy(rows), "figures/accuracy.png")
         job.run.text(as_text(found), "accuracy.md")
-        print(f"\n{as_text(found)}\n\nshards   {home / 'adq'}\n{job.where_to_look()}")
+        print(
+            f"\n{as_text(found)}\n\nshards   {home / 'adq'}\nimages   {home / DISTILLED / 'pictures'}\n{job.where_to_look()}"
+        )

@@ -1,97 +1,67 @@
 """Distilled palettes beside quantising afterwards, real images and lossy files: one JSON line a run; lines there are skipped.
 
     python -m tests.bench.palettes --out FILE [--seeds 5] [--colors 4 8 32] [--runs none direct network ...] [--set FIELD=VALUE ...]
-    python -m tests.bench.palettes --out FILE --table
+    python -m tests.bench.palettes --out FILE [--table] [--figures DIR] [--tracking-uri URI]
+    python -m tests.bench.palettes --pictures DIR [--tracking-uri URI]
 
 A run is a way to make a set of --images-per-class images a class:
 
     random, none                      real images; DM in full colour
     direct, network, soft, buckets    DM with palettes, modes of palette.recipe
     random+Q, none+Q                  quantised afterwards, Q being median_cut, kmeans or octree
-    random+C, none+C                  webp or jpeg (tables shared, counted once) at the payload bytes of "direct" in K colours: real
-                                      images, as many as fit, of the quality that is best on a part of the training set; or
-                                      DM's images, of the best quality that fits
+    random+Q@bytes                    real images, as many as fit in the payload bytes of "direct" in K colours
+    random+C                          the same with C webp or jpeg, of the quality that is best on a part of the training set
+    none+C, none+C@bytes              DM's images in these bytes, of the best quality that fits; with @bytes up to six times as
+                                      many images, their number too chosen on a part of the training set
 
 --set changes the recipe ("weights.maximum_color=0"), --name says what was changed. The seed is that of the distillation; every set
-trains the same --networks networks. Payload bytes: palette.codec's container, WebP and JPEG files, or 3 a pixel in full colour.
+trains the same --networks networks. Payload bytes: those of tests.bench.palettes_bytes, or 3 a pixel in full colour.
 """
 
 import argparse
-import io
 import json
 import statistics
-import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from adq.extractor import input_transform
-from adq.images import decode
 from adq.models import build
 from adq.randomness import seed_of
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
-from palette.codec import encode
 from palette.distill import Distilled, distill
 from palette.initialize import WITH_EMBEDDINGS, initialize, quantise
 from palette.matching import embed
 from palette.network import MODES, normalise
-from palette.octree import octree
-from palette.quantize import kmeans, median_cut, paint
 from palette.recipe import Distillation
-
-DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
-QUANTISERS = {"median_cut": median_cut, "kmeans": kmeans, "octree": octree}
-QUALITIES = (5, 10, 20, 35, 50, 65, 80, 90, 95)
-TIMES_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)  # Student's t of 1 to 9 degrees of freedom
-
-
-def load(folder: Path, split: str, shards: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, S, S, 3] and labels int64 [N] of the first shards, in the order of their keys."""
-    found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob(f"*{split}-*.tar"))[:shards]:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, extension = member.name.partition(".")
-                found.setdefault(key, {})[extension] = archive.extractfile(member).read()
-    if not found:
-        raise FileNotFoundError(f"no {split} shards in {folder}")
-    keys = sorted(found)
-    images = np.stack([np.asarray(decode(found[key]["jpg"])) for key in keys])
-    return torch.from_numpy(images), torch.tensor([int(found[key]["cls"]) for key in keys])
-
-
-def compressed(image: np.ndarray, kind: str, quality: int) -> tuple[np.ndarray, int]:
-    """An image after a lossy codec, and its bytes; those of JPEG without the tables, which all images share."""
-    out = io.BytesIO()
-    if kind == "webp":
-        Image.fromarray(image).save(out, "WEBP", quality=quality, method=6)
-        return np.asarray(decode(out.getvalue())), len(out.getvalue())
-    Image.fromarray(image).save(out, "JPEG", quality=quality, streamtype=2)
-    return np.asarray(decode(_jpeg_tables(quality)[:-2] + out.getvalue()[2:])), len(out.getvalue())
-
-
-def _jpeg_tables(quality: int) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (8, 8)).save(out, "JPEG", quality=quality, streamtype=1)
-    return out.getvalue()
-
-
-def shared_bytes(kind: str, quality: int) -> int:
-    return len(_jpeg_tables(quality)) if kind == "jpeg" else 0
+from tests.bench.palettes_bytes import QUANTISERS, at_equal_bytes, palette_bytes, quantised
+from tests.bench.palettes_data import DATA, examples, load
+from tests.bench.palettes_table import drawn, keep, key, read, table
 
 
 class Bench:
-    """One seed: what several runs share is made once (the real images' embeddings, DM in full colour)."""
+    """One seed: what several runs share is made once (the real images' embeddings, DM in full colour, budgets).
 
-    def __init__(self, wanted: argparse.Namespace, seed: int, data: tuple[Tensor, Tensor], test: TensorImages):
+    Args:
+        budgets: by K, payload bytes of "direct" that are known already.
+    """
+
+    def __init__(
+        self,
+        wanted: argparse.Namespace,
+        seed: int,
+        data: tuple[Tensor, Tensor],
+        test: TensorImages | None = None,
+        budgets: dict[int, int] | None = None,
+    ):
         self.wanted, self.seed, self.test = wanted, seed, test
+        self.budgets, self.in_full_colour = dict(budgets or {}), {}
         self.images, self.labels = data
         self.classes = torch.unique(self.labels).tolist()
         self.targets: dict[int, Tensor] = {}
@@ -108,7 +78,10 @@ class Bench:
             base = changed(base, name.split("."), value)
         return base
 
-    def distilled(self, recipe: Distillation) -> tuple[Distilled, dict[str, float]]:
+    def distilled(
+        self, recipe: Distillation, on_step: Callable[[int, dict[str, float]], None] | None = None, log_every: int = 50
+    ) -> tuple[Distilled, dict[str, float]]:
+        """The set, and the metrics of the last step."""
         logged: dict[str, float] = {}
         embeddings = self.embeddings(recipe.colors) if recipe.start in WITH_EMBEDDINGS else None
         plain = self.recipe("none", None)
@@ -118,16 +91,25 @@ class Bench:
         )
         result = distill(
             self.images, self.labels, recipe, embeddings=embeddings, targets=self.targets if same else None,
-            on_step=lambda step, metrics: logged.update(metrics),
+            on_step=on_step or (lambda step, metrics: logged.update(metrics)), log_every=log_every,
         )  # fmt: skip
         return result, logged
 
-    @cached_property
-    def full_colour(self) -> Tensor:
-        return self.distilled(self.recipe("none", None))[0].images
+    def full_colour(self, count: int) -> Tensor:
+        """DM's images, `count` a class."""
+        if count not in self.in_full_colour:
+            recipe = replace(self.recipe("none", None), images_per_class=count)
+            self.in_full_colour[count] = self.distilled(recipe)[0].images
+        return self.in_full_colour[count]
 
-    def start(self, count: int) -> Tensor:
-        return initialize(self.images, self.labels, self.classes, count, "random", seed=self.seed)
+    def start(self, count: int, train: Tensor | None = None) -> Tensor:
+        """Random real images, `count` a class; the first ones are the same for any count.
+
+        Args:
+            train: bool [N], those that may be chosen.
+        """
+        images, labels = (self.images, self.labels) if train is None else (self.images[train], self.labels[train])
+        return initialize(images, labels, self.classes, count, "random", seed=self.seed)
 
     def embeddings(self, colors: int) -> np.ndarray:
         """Of the training images in `colors` colours, by a network trained on them."""
@@ -140,8 +122,7 @@ class Bench:
         side = images.shape[1]
         torch.manual_seed(seed_of(0, "bench network", number))
         model = build(self.network, len(self.classes), side)
-        examples = TensorImages(images.permute(0, 3, 1, 2).contiguous(), labels.numpy())
-        batches = partial(epoch_batches, examples, recipe, number)
+        batches = partial(epoch_batches, examples(images, labels), recipe, number)
         transform = input_transform(self.network, side)
         train(model, batches, steps_per_epoch(len(images), recipe.batch_size), recipe, transform, number, "cpu")
         return model
@@ -158,64 +139,55 @@ class Bench:
     def run(self, name: str, colors: int | None, changes: list[str]) -> dict:
         """Everything of a line but its key."""
         source, _, after = name.partition("+")
+        kind, _, rule = after.partition("@")
+        after_known = source in ("random", "none") and kind in ("webp", "jpeg", *QUANTISERS) and rule in ("", "bytes")
+        if not (after_known if after else source in ("random", *MODES)):
+            raise ValueError(f"no run {name!r}: see the head of this file")
         extra: dict[str, object] = {}
-        if after in ("webp", "jpeg"):
-            images, payload, extra = self.lossy(source, after, colors)
-        elif after:
-            palettes, indices = QUANTISERS[after](self.plain(source), colors)
-            images, payload = paint(palettes, indices), self.payload(palettes, indices)
+        if kind in ("webp", "jpeg") or rule:
+            images, payload, extra = at_equal_bytes(self, source, kind, rule, colors)
+        elif kind:
+            images, payload = quantised(self, source, kind, colors, self.wanted.images_per_class)
         elif source in MODES and source != "none":
             result, extra = self.distilled(self.recipe(source, colors, changes))
-            images, payload = result.images, self.payload(result.palettes, result.indices)
+            images, payload = result.images, palette_bytes(result.palettes, result.indices, self.classes)
         else:
-            images = self.distilled(self.recipe("none", None, changes))[0].images if changes else self.plain(source)
+            if source == "none" and changes:
+                images = self.distilled(self.recipe("none", None, changes))[0].images
+            else:
+                images = self.plain(source, self.wanted.images_per_class)
             payload = images.numel()
         accuracy = self.accuracies(images, self.wanted.networks)
         return {"images": len(images), "payload_bytes": payload, "top1": [round(a, 3) for a in accuracy]} | extra
 
-    def plain(self, source: str) -> Tensor:
-        return self.full_colour if source == "none" else self.start(self.wanted.images_per_class)
+    def plain(self, source: str, count: int) -> Tensor:
+        return self.full_colour(count) if source == "none" else self.start(count)
 
-    def payload(self, palettes: Tensor, indices: Tensor) -> int:
-        labels = np.repeat(np.arange(len(self.classes)), len(indices) // len(self.classes))
-        return len(encode(palettes.numpy(), indices.numpy(), labels, [str(label) for label in self.classes]))
+    @cached_property
+    def most(self) -> int:
+        """Images of the rarest class."""
+        return int(self.labels.bincount()[self.classes].min())
 
-    def lossy(self, source: str, kind: str, colors: int) -> tuple[Tensor, int, dict]:
-        """Real images or DM's as WebP or JPEG, in the payload bytes of "direct" at this K."""
-        result, _ = self.distilled(self.recipe("direct", colors))
-        budget = self.payload(result.palettes, result.indices)
-        if source == "none":
-            for quality in sorted(QUALITIES, reverse=True):
-                images, used = self._encoded(self.full_colour, kind, quality)
-                if used <= budget:
-                    break
-            return images, used, {"quality": quality, "budget": budget}
-        held_out = torch.arange(len(self.images)) % 5 == 0
-        judge = TensorImages(self.images[held_out].permute(0, 3, 1, 2).contiguous(), self.labels[held_out].numpy())
-        candidates = []
-        for quality in QUALITIES:
-            images, used = self._as_many_as_fit(kind, quality, budget)
-            if len(images):
-                top1 = statistics.mean(self.accuracies(images, 1, judge))
-                candidates.append((top1, quality, images, used))
-        _, quality, images, used = max(candidates, key=lambda candidate: candidate[:2])
-        return images, used, {"quality": quality, "budget": budget}
+    @cached_property
+    def judges(self) -> Tensor:
+        """bool [N]: the part of the training set on which qualities are chosen."""
+        return torch.arange(len(self.images)) % 5 == 0
 
-    def _encoded(self, images: Tensor, kind: str, quality: int) -> tuple[Tensor, int]:
-        parts = [compressed(image, kind, quality) for image in images.numpy()]
-        labels = len(parts)  # a byte each
-        return torch.from_numpy(np.stack([p[0] for p in parts])), shared_bytes(kind, quality) + labels + sum(
-            p[1] for p in parts
-        )
+    def budget(self, colors: int) -> int:
+        """The payload bytes of "direct" in K colours."""
+        if colors not in self.budgets:
+            result, _ = self.distilled(self.recipe("direct", colors))
+            self.budgets[colors] = palette_bytes(result.palettes, result.indices, self.classes)
+        return self.budgets[colors]
 
-    def _as_many_as_fit(self, kind: str, quality: int, budget: int) -> tuple[Tensor, int]:
-        best = (self.images[:0], 0)
-        for count in range(1, 200):
-            images, used = self._encoded(self.start(count), kind, quality)
-            if used > budget:
-                break
-            best = (images, used)
-        return best
+    def best(self, candidates: list[tuple[Tensor, int]]) -> int:
+        """The number beside those images whose networks do best on the judging part of the training set."""
+        judge = examples(self.images[self.judges], self.labels[self.judges])
+        scores = [
+            (statistics.mean(self.accuracies(images, self.wanted.networks, judge)), number)
+            for images, number in candidates
+        ]
+        return max(scores)[1]
 
 
 def changed(config, path: list[str], value: str):
@@ -239,31 +211,15 @@ def planned(wanted: argparse.Namespace) -> Iterator[tuple[int, str, int | None]]
             yield from ((seed, name, colors) for colors in ([None] if full else wanted.colors))
 
 
-def table(path: Path) -> None:
-    """Means over the seeds of each seed's mean over networks, with 95 % intervals over the seeds."""
-    groups: dict[tuple, list[dict]] = {}
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        groups.setdefault((row["run"], row["name"], row["colors"]), []).append(row)
-    print("| run | variant | K | images | payload bytes | colours used | top-1 | 95 % interval | seeds |")
-    print("|---|---|--:|--:|--:|--:|--:|--:|--:|")
-    for (run, name, colors), rows in groups.items():
-        means = [statistics.mean(row["top1"]) for row in rows]
-        interval = "" if len(rows) < 2 else (
-            f"± {TIMES_975[min(len(rows), 10) - 2] * statistics.stdev(means) / len(rows) ** 0.5:.1f}"
-        )  # fmt: skip
-        used = [row["colors_used"] for row in rows if "colors_used" in row]
-        print(
-            f"| {run} | {name} | {colors or ''} | {round(statistics.mean(row['images'] for row in rows))} | "
-            f"{round(statistics.mean(row['payload_bytes'] for row in rows)):,} | "
-            f"{f'{statistics.mean(used):.1f}' if used else ''} | {statistics.mean(means):.1f} | {interval} | {len(rows)} |"
-        )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="lines of JSON")
     parser.add_argument("--table", action="store_true", help="print the table of the lines that are there")
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="draw the lines that are there")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="DIR", help="distil with and without losses, and draw the sets"
+    )
+    parser.add_argument("--tracking-uri", help="of MLflow: log the figures there too")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--shards", type=int, default=10, help="of the training set; all of the test set is used")
     parser.add_argument(
@@ -285,30 +241,42 @@ def main() -> None:
     parser.add_argument("--embedding-epochs", type=int, default=5)
     parser.add_argument("--threads", type=int)
     wanted = parser.parse_args()
-    if wanted.table:
-        return table(wanted.out)
+    if wanted.out is None and wanted.pictures is None:
+        parser.error("give --out FILE, or --pictures DIR")
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
-    not_in_key = ("out", "table", "data", "runs", "colors", "seeds", "first_seed", "threads")
+    if wanted.pictures:
+        from tests.bench.palettes_pictures import pictures  # the only part that needs matplotlib
+
+        bench = Bench(wanted, wanted.first_seed, load(wanted.data, "train", wanted.shards))
+        return keep(pictures(bench, wanted.data), "pictures", wanted.pictures, wanted.tracking_uri)
+    rows = read(wanted.out)
+    if wanted.table or wanted.figures:
+        text = table(rows)
+        print(text)
+        return keep(drawn(rows), "accuracy", wanted.figures, wanted.tracking_uri, text) if wanted.figures else None
+    not_in_key = (
+        "out", "table", "data", "runs", "colors", "seeds", "first_seed", "threads", "figures", "pictures", "tracking_uri",
+    )  # fmt: skip
     settings = {name: value for name, value in vars(wanted).items() if name not in not_in_key}
-    there = {}
-    if wanted.out.exists():
-        for line in wanted.out.read_text().splitlines():
-            row = json.loads(line)
-            there[json.dumps([row["run"], row["colors"], row["seed"], row["settings"]], sort_keys=True)] = row
+    there = {key(row): row for row in rows}
     bench = data = test = None
     for seed, name, colors in planned(wanted):
-        if json.dumps([name, colors, seed, settings], sort_keys=True) in there:
+        line = {"run": name, "name": wanted.name, "colors": colors, "seed": seed, "settings": settings}
+        if key(line) in there:
             continue
         if data is None:
             data = load(wanted.data, "train", wanted.shards)
             images, labels = load(wanted.data, "val", 1_000)
-            test = TensorImages(images.permute(0, 3, 1, 2).contiguous(), labels.numpy())
+            test = examples(images, labels)
         if bench is None or bench.seed != seed:
-            bench = Bench(wanted, seed, data, test)
+            plain = {"run": "direct", "seed": seed, "settings": settings | {"name": "", "set": []}}
+            known = {k: there[key(plain | {"colors": k})] for k in wanted.colors if key(plain | {"colors": k}) in there}
+            bench = Bench(wanted, seed, data, test, {k: row["payload_bytes"] for k, row in known.items()})
         started = time.perf_counter()
-        row = bench.run(name, colors, wanted.set)
-        row |= {"run": name, "name": wanted.name, "colors": colors, "seed": seed, "settings": settings}
+        row = bench.run(name, colors, wanted.set) | line
+        if name == "direct" and not wanted.set:
+            bench.budgets[colors] = row["payload_bytes"]
         row["seconds"] = round(time.perf_counter() - started, 1)
         with wanted.out.open("a") as out:
             out.write(json.dumps(row, sort_keys=True) + "\n")

@@ -1,0 +1,32 @@
+"""The real images of tests.bench.palettes."""
+
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adq.images import decode
+from adq.training import TensorImages
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
+
+
+def load(folder: Path, split: str, shards: int) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, S, S, 3] and labels int64 [N] of the first shards, in the order of their keys."""
+    found: dict[str, dict[str, bytes]] = {}
+    for path in sorted(folder.glob(f"*{split}-*.tar"))[:shards]:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                key, _, extension = member.name.partition(".")
+                found.setdefault(key, {})[extension] = archive.extractfile(member).read()
+    if not found:
+        raise FileNotFoundError(f"no {split} shards in {folder}")
+    keys = sorted(found)
+    images = np.stack([np.asarray(decode(found[key]["jpg"])) for key in keys])
+    return torch.from_numpy(images), torch.tensor([int(found[key]["cls"]) for key in keys])
+
+
+def examples(images: Tensor, labels: Tensor) -> TensorImages:
+    return TensorImages(images.permute(0, 3, 1, 2).contiguous(), labels.numpy())
