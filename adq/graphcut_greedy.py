@@ -117,7 +117,7 @@ class Greedy:
         self.taken: list[list[int]] = [[] for _ in sums]
         self.window, self.complete, self.fresh, self.follow = None, False, False, None
         self.since_pass, self.picks_since_pass, self.picks_since_choice = None, 0, candidates
-        self.stint, self.horizon = 64, LONGEST
+        self.stint = 64
         self.recent, self.recent_picks = (
             np.zeros(len(self.total)),
             0.0,
@@ -142,6 +142,7 @@ class Greedy:
 
     def _sizes(self) -> None:
         self.breadth = Size([max(1, int(part * self.limit)) for part in SIZES], SIZES.index(1))
+        self.lasted: dict[int, int] = {}  # picks of the last pass, by the size of the pool
         self.pool = Size([max(1, int(part * self.limit)) for part in POOLS], POOLS.index(16))
 
     def run(self, picks: int, on_pick: Callable[[np.ndarray], None] | None = None) -> np.ndarray:
@@ -205,15 +206,15 @@ class Greedy:
     def _pass(self, left: int) -> None:
         """Value all rows, and choose candidates."""
         begin, self.follow = time.perf_counter(), None
-        self.pool.judge(self.pass_cycle)
         fading = 0.0
         if self.size >= self.picks_since_pass > 0:  # all of this bin
+            self.lasted[self.pool.now] = self.picks_since_pass
             fading = MEMORY / (MEMORY + self.picks_since_pass) if self.recent_picks else 0.0
             self.recent = fading * self.recent + self.since_pass
             self.recent_picks = fading * self.recent_picks + self.picks_since_pass
+        self.pool.judge(self.pass_cycle)
         expect = "recent" if self.recent_picks >= SHORTEST else "chosen" if self.size else "mean"
-        if self.picks_since_pass:
-            self.horizon = int(np.clip(2 * self.picks_since_pass, 64, 16 * LONGEST))
+        self.horizon = int(np.clip(2 * self.lasted.get(self.pool.now, LONGEST), 256, 16 * LONGEST))
         request = Request(
             self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.recent,
             self.recent_picks, fading, expect, self.horizon, self.stint, self.pool.now, self.breadth.sizes[-1],
