@@ -80,14 +80,19 @@ class Block:
             self._anchor(request.total, request.chosen)
             self.bin = request.bin
             self.dot_recent = self._product(self.everything, request.recent)
+            self.recent_error = self.everything.error
         else:
             self._take(taken)
+            before = self.everything.error
             products = self._product(self.everything, request.picked)
             self.dot_chosen += products
             self.dot_recent.mul_(request.fading).add_(products)
+            self.recent_error = request.fading * self.recent_error + self.everything.error - before
         if request.bin != self.bin:
             self.dot_total -= self.dot_chosen
             self.dot_chosen.zero_()
+        if request.anchor:
+            self._anchor(request.total, request.chosen)
         living = int(self.alive.sum())
         if living < (COMPACT if living > request.pool else COMPACT_ALL) * len(self.rows):
             self._compact()
@@ -152,11 +157,13 @@ class Block:
         values.masked_fill_(~self.alive, -torch.inf)
         rounding = 8 * UNIT_64 * (2.0 * size + lam * count) * 4.0 * self.longest**2
         error = 4.0 * (1.0 + lam) * self.everything.error + rounding
-        expected = {
-            "recent": lambda: self.dot_recent / request.recent_picks, "chosen": lambda: self.dot_chosen / size,
-            "mean": lambda: self.dot_total / count,
+        expected, self.expected_error = {
+            "recent": lambda: (self.dot_recent / request.recent_picks, self.recent_error / request.recent_picks),
+            "chosen": lambda: (self.dot_chosen / size, self.everything.error / size),
+            "mean": lambda: (self.dot_total / count, self.everything.error / count),
         }[request.expect]()  # fmt: skip
-        later = self.norms.mul(2.0).add_(expected, alpha=-4.0).mul_(request.horizon).add_(values)
+        later = self.norms.mul(2.0).add_(expected, alpha=-4.0).add_(4.0 * self.expected_error)
+        later.mul_(request.horizon).add_(values)
         mean = request.total * (self.grid.scale / count)
         spread = (self.norms - self.dot_total * (2.0 / count)).add_(float(mean @ mean)).clamp_(min=0)
         spread = (spread + 2.0 * self.everything.error / count).sqrt_()
@@ -238,7 +245,10 @@ class Block:
 
     def _later(self, horizon: int) -> Tensor:
         expected = (self.pool_expected * STEADY + self.pool_picked) / (STEADY + self.pool_picks)
-        return self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).mul_(horizon).add_(self.pool_values)
+        error = (self.expected_error * STEADY + self.pool.error) / (STEADY + self.pool_picks)
+        return (
+            self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).add_(4.0 * error).mul_(horizon).add_(self.pool_values)
+        )
 
     def _near(self, horizon: int) -> Bound:
         return _bound(

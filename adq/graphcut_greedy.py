@@ -17,6 +17,7 @@ from adq.graphcut_window import Outside, State, Window
 CANDIDATES = 2048
 SIZES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the candidates, times their number
 POOLS = (1 / 4, 4, 16, 64, 2**40)  # of the pool, times the number of candidates; the last is all rows
+SHARP = 64  # passes between two valuations from the sums themselves, at least
 VERIFIED = 256  # picks at most whose products with the whole pool are made at once
 SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
 MEMORY = 512  # picks of earlier passes that weigh as much as those of the last, where these are fewer
@@ -126,7 +127,10 @@ class Greedy:
         self.pass_cycle, self.choice_cycle = Cycle(), Cycle()
         self.verify_seconds: dict[int, float] = {}  # of a pick's verification, by the size of the pool
         self.pool_seconds = 0.0  # of the last valuation of the pool
-        self.statistics = Statistics()
+        self.statistics, self.anchored = (
+            Statistics(),
+            (0, 0),
+        )  # passes and exact comparisons when rows were last valued anew
 
     def next_bin(self) -> None:
         """S becomes empty, V what remains."""
@@ -217,7 +221,7 @@ class Greedy:
         self.horizon = int(np.clip(2 * self.lasted.get(self.pool.now, LONGEST), 256, 16 * LONGEST))
         request = Request(
             self.bin, self.total, self.chosen, self.size, self.lam, self.count, self.since_pass, self.recent,
-            self.recent_picks, fading, expect, self.horizon, self.stint, self.pool.now, self.breadth.sizes[-1],
+            self.recent_picks, fading, expect, self._blurred(), self.horizon, self.stint, self.pool.now, self.breadth.sizes[-1],
         )  # fmt: skip
         self.answers = self.blocks.refresh(request, self.taken)
         self.taken = [[] for _ in self.answers]
@@ -233,6 +237,16 @@ class Greedy:
         self.pass_cycle.add(time.perf_counter() - begin, 0)
         self._choose(self.answers, left)
         self.fresh = not self.complete
+
+    def _blurred(self) -> bool:
+        """Whether the errors of many updates have made too many exact comparisons necessary."""
+        passes, exact = (
+            now - then for now, then in zip((self.statistics.passes, self.statistics.exact), self.anchored, strict=True)
+        )
+        blurred = passes >= SHARP and exact * SHARP >= passes
+        if blurred:
+            self.anchored = self.statistics.passes, self.statistics.exact
+        return blurred
 
     def _choose(self, answers: Sequence[Answer], left: int) -> None:
         """The best of the pool become candidates."""
@@ -324,6 +338,7 @@ class Greedy:
 
     def _exactly(self, state: State) -> np.ndarray:
         """The next pick right after a pass, from the deciding values of all rows near the maximum: int64 [1]."""
+        begin = time.perf_counter()
         floor = max(answer.highest - answer.error for answer in self.answers)
         weight, direction = state.weight(), state.direction(self.grid.scale)
         near = self.blocks.best_of_near([floor - answer.error for answer in self.answers], weight, direction)
@@ -333,6 +348,7 @@ class Greedy:
         self._add(self.grid.total(best.row[None]), 1)
         self.taken[number].append(best.local)
         self.statistics.exact += 1
+        self.pass_cycle.add(time.perf_counter() - begin, 1)
         self.window = None
         return np.array([best.index], dtype=np.int64)
 

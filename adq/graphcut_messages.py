@@ -46,6 +46,7 @@ class Request(NamedTuple):
     expect: (
         str  # c, the pick to expect: the mean of the "recent" ones, of what was "chosen" in this bin, or of V, "mean"
     )
+    anchor: bool  # value all rows from the sums themselves, in float64: the errors of many updates end
     horizon: int  # picks until the next pass, at most
     stint: int  # picks until the pool is valued anew, at most
     pool: int  # rows to keep at hand until then
