@@ -23,12 +23,20 @@ a row y has
           <= [v_0(y) + k (2 |y|^2 - 4 y . c)] - 4 m . Q + 4 |y - m| |Q|                             (Cauchy-Schwarz)
 
 The maximum of the bracket over such rows is convex in k, so below its chord between k = 0 and k = H. A pick is certain
-while it beats that bound, for the rest of the pool and for the rows outside it. c is the pick to expect, m the mean of V.
+while it beats that bound, for the rest of the pool and for the rows outside it. c is the pick to expect (a mean of the last
+picks), m the mean of V.
+
+Near the end of a bin all remaining rows have nearly the same value, and Cauchy-Schwarz allows one or two picks. There the
+candidates' next picks p_1, p_2, ... are verified instead: one product of the pool with all of them gives every value
+v_0(y) + 2 k |y|^2 - 4 y . (p_1 + ... + p_k) that the pool would have, and the picks before the first value that is not
+beaten are certain. How many candidates, how large a pool, and which of both ways, is decided by seconds a pick as measured
+(`graphcut_pace`); at last the pool is all rows.
 
 Error bounds. A product of n terms in float32, added up in any order, is off by at most about n 2^-24 |x| |y|. A valuation
 adds to x . A only the product with the picks since the last one: its part along the mean of V is known in float64, the
 rest is added up in float32 over 128 columns at a time and in float64 beyond. The Gram matrix is that of the candidates
-minus their mean. Both bounds are summed over the picks.
+minus their mean. Both bounds are summed over the picks, and that of the products y . c is counted k times; when they have
+grown so far that deciding values are needed again and again, all rows are valued anew from the exact sums, in float64.
 
 The blocks of rows may lie anywhere: in memory, on a GPU, in the actors of a cluster (`ray_jobs`). What decides does not
 depend on it.

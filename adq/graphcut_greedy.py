@@ -1,7 +1,8 @@
 """The greedy itself: picks from any number of blocks of rows, wherever they are."""
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -153,17 +154,18 @@ class Greedy:
         """The next picks, in order: int64 [picks]. `on_pick` gets those of each stint."""
         parts: list[np.ndarray] = []
         left = picks
-        while left:
-            try:
-                part = self._stint(left)
-            except BlockLost:  # only before a stint, so that no pick is lost with it
-                self.window, self.taken = None, [[] for _ in self.taken]
-                continue
-            if len(part):
-                parts.append(part)
-                left -= len(part)
-                if on_pick:
-                    on_pick(part)
+        with _torch_in_one_thread(self.device):
+            while left:
+                try:
+                    part = self._stint(left)
+                except BlockLost:  # only before a stint, so that no pick is lost with it
+                    self.window, self.taken = None, [[] for _ in self.taken]
+                    continue
+                if len(part):
+                    parts.append(part)
+                    left -= len(part)
+                    if on_pick:
+                        on_pick(part)
         return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
     def _state(self) -> State:
@@ -351,6 +353,18 @@ class Greedy:
         self.pass_cycle.add(time.perf_counter() - begin, 1)
         self.window = None
         return np.array([best.index], dtype=np.int64)
+
+
+@contextlib.contextmanager
+def _torch_in_one_thread(device: torch.device) -> Iterator[None]:
+    """On a CPU the large products are numpy's: torch's threads, which spin between small steps, would take its cores."""
+    before = torch.get_num_threads()
+    if device.type == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _worst(bounds: Sequence[Bound]) -> Bound:
