@@ -48,8 +48,9 @@ import numpy as np
 
 from adq.fixed_point import MAX_ROWS, Grid, check_rows, largest_entry, make_grid, tame
 from adq.graphcut_block import Block
+from adq.graphcut_blocks import Blocks, LocalBlocks
 from adq.graphcut_gradient import gradient_bins, gradient_select
-from adq.graphcut_greedy import CANDIDATES, Blocks, Greedy, LocalBlocks
+from adq.graphcut_greedy import CANDIDATES, Greedy
 
 KERNELS = ("cosine", "l2", "gradient")
 

@@ -7,8 +7,6 @@ values of its best rows, those rows, and how good any row left outside can becom
 
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor
 
 from adq.fixed_point import EXACT_ROWS, UNIT_64, Grid, deciding_values
 from adq.graphcut_messages import NOTHING, Answer, Bound, Candidates, Near, Request
+from adq.graphcut_rows import CHUNK, Rows, bound, equal_rows, measure
 
 COLUMNS = 128  # float32 products are added up over so many columns, then in float64
 STEADY = 64  # picks that the expected pick of a pass weighs against those made since
@@ -23,7 +22,6 @@ COMPACT, COMPACT_ALL = (
     0.75,
     0.9,
 )  # dead rows are dropped when the living are fewer than this share; when all are the pool
-CHUNK = 1024
 
 
 class Block:
@@ -44,7 +42,7 @@ class Block:
         alive = np.ones(len(rows), dtype=bool)
         if taken is not None and len(taken):
             alive[np.isin(self.indices, taken)] = False
-        self.total, lengths, norms = _measure(rows, grid, alive)
+        self.total, lengths, norms = measure(rows, grid, alive)
         self.count = int(alive.sum())
         self.more: dict[int, list[int]] = {}
         for group in equal_rows(rows, alive):
@@ -112,7 +110,7 @@ class Block:
         if self.grid.unit:
             products /= self.lengths[:, None]
         self.dot_total, self.dot_chosen, self.along = (products[:, i].clone() for i in range(3))
-        self.everything = _Rows(self.rows, self.lengths, self.along, 0.0)
+        self.everything = Rows(self.rows, self.lengths, self.along, 0.0)
         self.whole = reach = float(np.linalg.norm(chosen)) + length
         self.everything.error = self._rounding(reach) + (len(total) + 16) * UNIT_64 * self.longest * reach
 
@@ -130,7 +128,7 @@ class Block:
                 gone.append(row)
         self.alive[gone] = False
 
-    def _product(self, which: "_Rows", vector: np.ndarray) -> Tensor:
+    def _product(self, which: "Rows", vector: np.ndarray) -> Tensor:
         """Rows times a vector, float64 [n]. The part along the mean is known; the rest is added up in the rows' own precision
         over blocks of columns, and in float64 over the blocks: so its error bound is that of a short sum and a short vector."""
         along = float(vector @ self.axis)
@@ -175,7 +173,7 @@ class Block:
         known = (values.clone(), self.norms, spread, expected)
         if request.pool >= int(self.alive.sum()):  # all rows, not copied
             self.local, self.far = torch.arange(len(values), device=self.device), NOTHING
-            self.pool = _Rows(self.rows, self.lengths, self.along, 0.0)
+            self.pool = Rows(self.rows, self.lengths, self.along, 0.0)
             self.pool_values, self.pool_norms, self.pool_spread, self.pool_expected = known
             return
         soon = torch.lerp(values, later, min(1.0, 8 * request.stint / request.horizon))
@@ -184,8 +182,8 @@ class Block:
         self.local = order[values[order] > -torch.inf]
         far = self.alive.clone()
         far[self.local] = False
-        self.far = _bound(values, later, spread, far, self.error)
-        self.pool = _Rows(self.rows[self.local], self.lengths[self.local], self.along[self.local], 0.0)
+        self.far = bound(values, later, spread, far, self.error)
+        self.pool = Rows(self.rows[self.local], self.lengths[self.local], self.along[self.local], 0.0)
         self.pool_values, self.pool_norms, self.pool_spread, self.pool_expected = (x[self.local] for x in known)
 
     def follow(
@@ -251,7 +249,7 @@ class Block:
         )
 
     def _near(self, horizon: int) -> Bound:
-        return _bound(
+        return bound(
             self.pool_values, self._later(horizon), self.pool_spread, self.outside, self.error + 4.0 * self.pool.error
         )
 
@@ -317,55 +315,4 @@ class Block:
         self.indices = self.indices[living.cpu().numpy()]
         for name in ("alive", "lengths", "norms", "dot_total", "dot_chosen", "along", "dot_recent"):
             setattr(self, name, getattr(self, name)[living])
-        self.everything = _Rows(self.rows, self.lengths, self.along, self.everything.error)
-
-
-@dataclass
-class _Rows:
-    """Rows whose products are wanted."""
-
-    rows: Tensor
-    lengths: Tensor
-    along: Tensor  # their products with the axis
-    error: float  # summed error bound of the products so far
-
-
-def _bound(values: Tensor, later: Tensor, spread: Tensor, which: Tensor, error: float) -> Bound:
-    if not bool(which.any()):
-        return NOTHING
-    start, end, radius = (float(x.masked_fill(~which, -torch.inf).max()) for x in (values, later, spread))
-    return Bound(start, end, radius * (1 + 1e-12), error)
-
-
-def _measure(rows: np.ndarray, grid: Grid, alive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(exact sum of the living rows, int64 [d]; lengths [n]; squared lengths on the grid [n])."""
-    lengths, norms = np.empty(len(rows)), np.empty(len(rows))
-
-    def part(start: int) -> np.ndarray:
-        raw, mine = rows[start : start + CHUNK], alive[start : start + CHUNK]
-        lengths[start : start + CHUNK] = length = grid.lengths(raw)
-        exact = grid.rows(raw, length)
-        norms[start : start + CHUNK] = (exact * exact).sum(axis=1)
-        return grid.total(exact if mine.all() else exact[mine])
-
-    total = np.zeros(rows.shape[1], dtype=np.int64)
-    starts = range(0, len(rows), CHUNK)
-    if len(rows) <= EXACT_ROWS:
-        return sum(map(part, starts), total), lengths, norms
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        return sum(pool.map(part, starts), total), lengths, norms
-
-
-def equal_rows(rows: np.ndarray, alive: np.ndarray) -> list[list[int]]:
-    """Groups of equal living rows, each with at least two members in increasing order."""
-    rows = np.ascontiguousarray(rows)
-    bits = rows.view(np.int32 if rows.itemsize == 4 else np.int64)
-    keys = bits.sum(axis=1, dtype=np.int64)  # equal rows have equal keys; what shares a key is compared bit by bit
-    order = np.argsort(keys, kind="stable")
-    order = order[alive[order]]
-    shared = keys[order][1:] == keys[order][:-1]
-    suspects = order[np.concatenate([shared, [False]]) | np.concatenate([[False], shared])] if len(order) else order
-    groups: dict[bytes, list[int]] = {}
-    for place in np.sort(suspects).tolist():
-        groups.setdefault(bits[place].tobytes(), []).append(place)
-    return [group for group in groups.values() if len(group) > 1]
+        self.everything = Rows(self.rows, self.lengths, self.along, self.everything.error)

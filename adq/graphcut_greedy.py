@@ -4,14 +4,14 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 
 from adq.fixed_point import Grid
-from adq.graphcut_block import STEADY, Block
-from adq.graphcut_messages import Answer, Bound, Candidates, Near, Request
+from adq.graphcut_block import STEADY
+from adq.graphcut_blocks import BlockLost, Blocks
+from adq.graphcut_messages import Answer, Bound, Request
 from adq.graphcut_pace import Cycle, Size
 from adq.graphcut_window import Outside, State, Window
 
@@ -24,56 +24,6 @@ SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
 MEMORY = 512  # picks of earlier passes that weigh as much as those of the last, where these are fewer
 NEAR, FAR = 0, 1  # the bounds of what is no candidate: in the pool, and outside it
 JOINED = ("rows", "lengths", "norms", "indices")
-
-
-class BlockLost(RuntimeError):
-    """A block was lost, and all were made anew without the rows that were taken. The next pass tells them the sums."""
-
-
-class Blocks(Protocol):
-    """Blocks of rows that together are the whole; each call goes to all of them, side by side where they are apart."""
-
-    def sums(self) -> list[tuple[np.ndarray, int]]: ...
-    def sums_of(self, indices: np.ndarray) -> list[np.ndarray]: ...
-    def refresh(self, request: Request, taken: Sequence[Sequence[int]]) -> list[Answer]: ...
-    def candidates(self, numbers: Sequence[int], horizon: int) -> list[Candidates]: ...
-    def follow(
-        self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
-    ) -> list[tuple[Bound, Answer | None]]: ...
-    def verify(self, picks: np.ndarray) -> list[np.ndarray]: ...
-    def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]: ...
-
-
-class LocalBlocks:
-    """Blocks of this process."""
-
-    def __init__(self, blocks: Sequence[Block]):
-        self.blocks = blocks
-
-    def sums(self) -> list[tuple[np.ndarray, int]]:
-        return [block.sum() for block in self.blocks]
-
-    def sums_of(self, indices: np.ndarray) -> list[np.ndarray]:
-        return [block.sum_of(indices) for block in self.blocks]
-
-    def refresh(self, request: Request, taken: Sequence[Sequence[int]]) -> list[Answer]:
-        return [block.refresh(request, mine) for block, mine in zip(self.blocks, taken, strict=True)]
-
-    def candidates(self, numbers: Sequence[int], horizon: int) -> list[Candidates]:
-        return [block.candidates(number, horizon) for block, number in zip(self.blocks, numbers, strict=True)]
-
-    def follow(
-        self, picked: np.ndarray, picks: int, taken: Sequence[Sequence[int]], horizon: int, limit: int
-    ) -> list[tuple[Bound, Answer | None]]:
-        return [
-            block.follow(picked, picks, mine, horizon, limit) for block, mine in zip(self.blocks, taken, strict=True)
-        ]
-
-    def verify(self, picks: np.ndarray) -> list[np.ndarray]:
-        return [block.verify(picks) for block in self.blocks]
-
-    def best_of_near(self, thresholds: Sequence[float], weight: float, direction: np.ndarray) -> list[Near | None]:
-        return [block.best_of_near(t, weight, direction) for block, t in zip(self.blocks, thresholds, strict=True)]
 
 
 @dataclass

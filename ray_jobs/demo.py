@@ -58,7 +58,7 @@ def run(folder: str, seeds: int) -> None:
         sets = {}
 
         def keep(method: str, share: float, name: str) -> None:
-            out = home / name.replace(", ", "-").replace(" ", "-")
+            out = home / name.replace(" ", "-")
             print(f"\n{name}, keep {share:.3g}", flush=True)
             stages(job, Compression(source, BACKBONE, Selection(method=method, keep=share), str(out)))
             sets[name] = ingest.run(job, Data(data=(str(out),)), require_all_classes=False, context=name)
@@ -71,7 +71,7 @@ def run(folder: str, seeds: int) -> None:
         payload = distill.stages(job, wanted)["distilled"].summary["payload_bytes"]
         for method in AT_EQUAL_BYTES:
             # As many images as the distilled set's bytes hold.
-            keep(method, payload / sets["all images"].image_bytes, f"{method}, as small")
+            keep(method, payload / sets["all images"].image_bytes, f"{method} small")
         sets[DISTILLED] = ingest.run(job, Data(data=(str(home / DISTILLED),)), context=DISTILLED)
         print("\ntraining on each", flush=True)
         test = ingest.run(job, Data(data=(f"{data}/test-*.tar",)), context="test")

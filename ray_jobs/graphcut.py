@@ -19,7 +19,7 @@ import torch
 
 from adq.fixed_point import check_rows, largest_entry, make_grid
 from adq.graphcut import block_of, blocks_bins, class_bins
-from adq.graphcut_greedy import BlockLost
+from adq.graphcut_blocks import BlockLost
 from adq.graphcut_messages import Answer, Bound, Candidates, Near, Request
 from ray_jobs.actors import RETRIES
 from ray_jobs.class_means import ClassSums, class_sums, means_of, nearest

@@ -6,8 +6,8 @@ import pytest
 from adq import graphcut_block, graphcut_greedy
 from adq.fixed_point import deciding_values, largest_entry, make_grid
 from adq.graphcut import bin_sizes, block_of, blocks_bins, graphcut_bins, graphcut_select
+from adq.graphcut_blocks import LocalBlocks
 from adq.graphcut_gradient import gradient_similarities
-from adq.graphcut_greedy import LocalBlocks
 from adq.graphcut_window import Window
 from tests.adq.test_graphcut import real_embeddings
 
