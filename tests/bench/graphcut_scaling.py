@@ -105,7 +105,7 @@ def plot(lines: list[dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--page", type=Path, help="write graphcut.md's tables and graphcut.png here")
+    parser.add_argument("--page", type=Path, help="write graphcut.md, the tables, and graphcut.png here")
     parser.add_argument("--features", type=Path, help="an extract stage's folder in a store")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
@@ -120,6 +120,7 @@ def main() -> None:
         line = measure(wanted, options.threads) | {"wanted": wanted, "threads": options.threads}
         with options.out.open("a") as out:
             out.write(json.dumps(line, sort_keys=True) + "\n")
+        lines.append(line)
         print(f"{wanted}: {line['seconds']} s", flush=True)
 
 
