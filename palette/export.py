@@ -55,6 +55,13 @@ def members(samples: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[tuple[s
             yield f"{key}.{extension}", data
 
 
+def class_folders(classes: Sequence[str]) -> list[str]:
+    """The folder of each class's PNGs, by label: see `write_pngs`."""
+    digits = len(str(len(classes) - 1))
+    names = [re.sub(r"[^\w -]", "_", name)[:40] for name in classes]
+    return [f"{label:0{digits}d}-{name}" for label, name in enumerate(names)]
+
+
 def write_pngs(
     folder: str | Path, palettes: np.ndarray, indices: np.ndarray, labels: np.ndarray, classes: Sequence[str]
 ) -> list[Path]:
@@ -74,11 +81,9 @@ def write_pngs(
         ValueError: as encode. OSError: a folder that cannot be written.
     """
     palettes, indices, labels = check_set(palettes, indices, labels, classes)
-    digits, written = len(str(len(classes) - 1)), []
+    folders, written = class_folders(classes), []
     for key, sample in samples(palettes, indices, labels, classes):
-        label = int(sample["cls"])
-        name = re.sub(r"[^\w -]", "_", classes[label])[:40]
-        path = Path(folder) / f"{label:0{digits}d}-{name}" / f"{key}.png"
+        path = Path(folder) / folders[int(sample["cls"])] / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample["png"])
         written.append(path)

@@ -1,7 +1,6 @@
 """distilled: what a distillation leaves: the container, shards that `evaluate` reads, PNGs that any viewer opens, pictures."""
 
 import io
-import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from adq.images import UndecodableImage
 from adq.shards import read_ranges, tar_bytes
 from palette.codec import HEADER, LARGEST, encode, images_in_budget, payload_bytes
 from palette.distill import Distilled
-from palette.export import members, samples
+from palette.export import class_folders, members, samples
 from palette.quantize import paint, used_colours
 from ray_jobs.ingest import Index
 from ray_jobs.stages import Manifest, Part, Stage
@@ -179,11 +178,9 @@ def _samples(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str,
 
 
 def _pngs(files: Samples, classes: Sequence[str]) -> list[str]:
-    """Where each PNG lies: a folder a class, named as by `palette.export.write_pngs`."""
-    digits = len(str(len(classes) - 1))
-    names = [re.sub(r"[^\w -]", "_", name)[:40] for name in classes]
-    labels = [int(sample["cls"]) for _, sample in files]
-    return [f"png/{n:0{digits}d}-{names[n]}/{key}.png" for n, (key, _) in zip(labels, files, strict=True)]
+    """Where each PNG lies."""
+    folders = class_folders(classes)
+    return [f"png/{folders[int(sample['cls'])]}/{key}.png" for key, sample in files]
 
 
 def _shards(files: Samples) -> Iterator[Samples]:
