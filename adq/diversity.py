@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adq.randomness import seed_of, torch_generator
+from adq.randomness import global_draws, seed_of, torch_generator
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,7 @@ def train_discriminator(
         raise ValueError(
             f"the discriminator needs at least two images in each half of the data, and has {len(features)}"
         )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "discriminator", name))
+    with global_draws(seed, "discriminator", name):
         head = Head(features.shape[1], config)
     head.standardize(features)
     optimizer = torch.optim.AdamW(head.parameters(), lr=config.lr, weight_decay=1e-4)

@@ -5,12 +5,17 @@ any order of shards and any number of restarts.
 """
 
 import hashlib
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
     import torch
+
+_GLOBAL_DRAWS = threading.RLock()
 
 
 def seed_of(seed: int, purpose: str, *names: object) -> int:
@@ -29,6 +34,23 @@ def torch_generator(seed: int, purpose: str, *names: object) -> "torch.Generator
     import torch  # takes seconds to load: not for callers that draw with NumPy alone
 
     return torch.Generator().manual_seed(seed_of(seed, purpose, *names))
+
+
+@contextmanager
+def global_draws(seed: int, purpose: str, *names: object, device: str = "cpu") -> Iterator[None]:
+    """Torch's global generators (of the CPU, and of `device`) draw for (seed, purpose, names) inside, and are as before after it.
+
+    For layers that take no generator of their own: initial weights, dropout. One thread at a time: threads that share the
+    generators would draw each other's numbers.
+    """
+    import torch
+
+    with _GLOBAL_DRAWS, torch.random.fork_rng([device] if device.startswith("cuda") else []):
+        torch.default_generator.manual_seed(seed_of(seed, purpose, *names))
+        if device.startswith("cuda"):
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed_of(seed, purpose, *names))
+        yield
 
 
 def key_order(keys: list[str], seed: int, purpose: str) -> np.ndarray:

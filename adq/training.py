@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adq.augmentation import AUGMENTATIONS, augment
 from adq.extractor import InputTransform
 from adq.models import SMALL
-from adq.randomness import seed_of, torch_generator
+from adq.randomness import global_draws, torch_generator
 
 # Images uint8 [b, 3, S, S] and labels int64 [b] of one worker, and the size of the global batch; b may be 0.
 Batch = tuple[Tensor, Tensor, int]
@@ -260,8 +260,8 @@ def _gradients(
         generator = torch_generator(seed, "augment", epoch, position)
         inputs = transform.normalise(augment(images.to(device), recipe.augment, generator, positions, count))
         # Dropout and stochastic depth draw from torch's global generators.
-        with torch.random.fork_rng([device] if cuda else []), torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            torch.manual_seed(seed_of(seed, "layers", epoch, position, rank))
+        draws = global_draws(seed, "layers", epoch, position, rank, device=device)
+        with draws, torch.autocast("cuda", torch.bfloat16, enabled=cuda):
             logits = model(inputs).float()
         smoothing = recipe.label_smoothing
         loss = F.cross_entropy(logits, labels.to(device), reduction="sum", label_smoothing=smoothing) / count

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from adq.models import ConvNet
-from adq.randomness import seed_of
+from adq.randomness import global_draws
 from palette.augment import Draws, augment
 from palette.network import normalise
 
@@ -23,8 +23,7 @@ CPU_CHUNK, GPU_CHUNK = 32, 4096
 
 def fresh_network(depth: int, width: int, num_classes: int, side: int, seed: int, *names: object) -> ConvNet:
     """A ConvNet with new weights, drawn from (seed, "network", names) alone, in the memory order that is fastest."""
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed_of(seed, "network", *names))
+    with global_draws(seed, "network", *names):
         network = ConvNet(depth, width, num_classes, side)
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from adq.extractor import NATIVE_MEAN, NATIVE_STD
-from adq.randomness import seed_of
+from adq.randomness import global_draws
 from palette.quantize import kmeans
 
 MODES = ("network", "direct", "soft", "buckets", "none")
@@ -60,8 +60,7 @@ class PaletteNetwork(nn.Module):
     def __init__(self, colors: int, relative: bool = True, seed: int = 0):
         super().__init__()
         self.relative = relative
-        with torch.random.fork_rng([]):
-            torch.manual_seed(seed_of(seed, "palette network"))
+        with global_draws(seed, "palette network"):
             self.hidden = nn.Conv2d(3, HIDDEN, 1)
             self.assign = nn.Conv2d(HIDDEN, colors, 1, bias=False)
         self.register_buffer("prior", torch.zeros(colors, 3, 1, 1))

@@ -9,7 +9,7 @@ from torch import nn
 
 from adq.extractor import InputTransform
 from adq.models import SMALL, build
-from adq.randomness import seed_of
+from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
 from ray_jobs.loading import Held, Streamed
 from ray_jobs.workers import Member
@@ -34,8 +34,8 @@ class Classifier:
 
     def build(self) -> nn.Module:
         """Fresh weights, drawn from the seed alone."""
-        torch.manual_seed(seed_of(self.seed, "initial weights", self.arch))
-        return build(self.arch, self.classes, self.transform.crop, self.width)
+        with global_draws(self.seed, "initial weights", self.arch):
+            return build(self.arch, self.classes, self.transform.crop, self.width)
 
 
 @dataclass(frozen=True)
