@@ -11,6 +11,10 @@ AUGMENTATIONS = ("crop-flip", "resized-crop-flip", "none")
 CROP_AREA = (0.08, 1.0)
 CROP_RATIO = (3 / 4, 4 / 3)
 CROP_TRIES = 10
+# Share of the image's area, and width to height, of an erased box, and what is there afterwards: mid-grey, about 0 when normalised.
+ERASED_AREA = (0.02, 0.33)
+ERASED_RATIO = (0.3, 3.3)
+ERASED = 128
 
 
 def augment(images: Tensor, kind: str, generator: torch.Generator, positions: Tensor, count: int) -> Tensor:
@@ -60,3 +64,21 @@ def _boxes(count: int, generator: torch.Generator) -> Tensor:
     height, width = (torch.where(found, side.gather(1, first)[:, 0], 1.0) for side in (height, width))
     corner = torch.rand(2, count, generator=generator)
     return torch.stack([corner[0] * (1 - height), corner[1] * (1 - width), height, width])
+
+
+def erase(images: Tensor, share: float, generator: torch.Generator, positions: Tensor, count: int) -> Tensor:
+    """Random erasing (Zhong et al., AAAI 2020): a box of `ERASED_AREA` and `ERASED_RATIO` turns grey in a `share` of the images.
+
+    Args and result are those of `augment`. A box that would be longer than the image is cut to it.
+    """
+    side, device = images.shape[-1], images.device
+    chosen = torch.rand(count, generator=generator) < share
+    area = torch.empty(count).uniform_(*ERASED_AREA, generator=generator)
+    ratio = torch.empty(count).uniform_(*map(math.log, ERASED_RATIO), generator=generator).exp()
+    sizes = torch.stack([area / ratio, area * ratio]).sqrt().clamp(max=1)  # height and width
+    corners = torch.rand(2, count, generator=generator) * (1 - sizes)
+    middles = (torch.arange(side) + 0.5) / side
+    inside = (corners[:, :, None] <= middles) & (middles < (corners + sizes)[:, :, None])
+    rows, columns = inside[:, positions].to(device)
+    boxes = rows[:, :, None] & columns[:, None, :] & chosen[positions].to(device)[:, None, None]
+    return images.masked_fill(boxes[:, None], ERASED)

@@ -1,8 +1,8 @@
 """Networks by name, in a small-image and a large-image form.
 
 Images whose side is below `SMALL` get forms without early downsampling: ResNet with a 3x3 stem and no max-pool, ViT
-and Swin with small patches, ConvNeXt with a 2-pixel stem, MobileNetV2 whose first strides are 1. Larger images get
-torchvision's own forms.
+and Swin with small patches, ConvNeXt with a 2-pixel stem, MobileNetV2 whose first strides are 1, VGG11 and AlexNet with
+one linear layer. Larger images get torchvision's own forms.
 """
 
 import importlib.metadata
@@ -14,8 +14,12 @@ from types import ModuleType
 import torch
 from torch import Tensor, nn
 
+from adq.small_networks import small_alexnet, small_vgg11
+
 SMALL = 96
-OWN = ("resnet18", "resnet50", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3", "convnet-d4", "convnet-d5")
+OWN = (
+    "resnet18", "resnet50", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3", "convnet-d4", "convnet-d5", "vgg11", "alexnet",
+)  # fmt: skip
 LARGE_FORMS = {"vit": "vit_b_16", "swin": "swin_t", "convnext": "convnext_tiny"}
 # Their training forward returns auxiliary outputs, not logits.
 WITHOUT_LOGITS = ("googlenet", "inception_v3")
@@ -147,7 +151,10 @@ def _small_mobilenet(num_classes: int, image_size: int) -> nn.Module:
     return model
 
 
-SMALL_FORMS = {"vit": _small_vit, "swin": _small_swin, "convnext": _small_convnext, "mobilenet_v2": _small_mobilenet}
+SMALL_FORMS = {
+    "vit": _small_vit, "swin": _small_swin, "convnext": _small_convnext, "mobilenet_v2": _small_mobilenet,
+    "vgg11": small_vgg11, "alexnet": small_alexnet,
+}  # fmt: skip
 
 
 def default_backbone(image_size: int, device: str) -> str:

@@ -1,4 +1,4 @@
-"""Training a classifier: recipes, augmentation, accuracy.
+"""Training a classifier: steps, checkpoints, accuracy. What can be set is in `adq.recipe`, the data in `adq.batches`.
 
 Nothing here depends on how many workers share the work: the order of an epoch, the augmentation of an image and the
 gradient of a step belong to the global batch, of which worker r of w holds the positions r, r + w, r + 2w, ...
@@ -6,9 +6,8 @@ gradient of a step belong to the global batch, of which worker r of w holds the 
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -16,134 +15,18 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adq.augmentation import AUGMENTATIONS, augment
+from adq.augmentation import augment, erase
+from adq.batches import Batch, ImageSet, TensorImages, epoch_batches, hard_labels, steps_per_epoch
 from adq.extractor import InputTransform
-from adq.models import SMALL
-from adq.randomness import global_draws, torch_generator
+from adq.mixing import mixed, mixed_labels, neighbours, own_share
+from adq.randomness import global_draws, numpy_generator, torch_generator
+from adq.recipe import Recipe, default_recipe
+from adq.trivial_augment import trivial_augment
 
-# Images uint8 [b, 3, S, S] and labels int64 [b] of one worker, and the size of the global batch; b may be 0.
-Batch = tuple[Tensor, Tensor, int]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a classifier is trained: for `epochs` over the data or for `steps`, a fixed cost; one of them is set."""
-
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 128  # of all workers together
-    lr: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    optimizer: str = "sgd"
-    nesterov: bool = False
-    schedule: str = "cosine"
-    warmup_steps: int = 0  # at most a tenth of the run
-    augment: str = "crop-flip"
-    label_smoothing: float = 0.0
-
-    def __post_init__(self):
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"set epochs or steps, one of them: got epochs={self.epochs}, steps={self.steps}")
-        if (self.epochs if self.steps is None else self.steps) < 1 or self.batch_size < 1:
-            raise ValueError(f"epochs, steps and batch_size must be at least 1: got {self}")
-        if not (self.lr > 0 and 0 <= self.momentum < 1 and self.weight_decay >= 0 and self.warmup_steps >= 0):
-            raise ValueError(f"need lr > 0, 0 <= momentum < 1, weight_decay >= 0 and warmup_steps >= 0: got {self}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), not {self.label_smoothing}")
-        for name, known in (
-            ("optimizer", ("sgd", "adamw")),
-            ("schedule", ("cosine", "constant")),
-            ("augment", AUGMENTATIONS),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Optimizer steps of the whole run."""
-        return self.steps if self.steps is not None else self.epochs * steps_per_epoch
-
-    def lr_at(self, step: int, total: int) -> float:
-        """Learning rate of step 0 <= `step` < `total`: linear warm-up, then half a cosine to zero, or constant."""
-        warmup = min(self.warmup_steps, total // 10)
-        if step < warmup:
-            return self.lr * (step + 1) / (warmup + 1)
-        if self.schedule == "constant":
-            return self.lr
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def default_recipe(arch: str, image_size: int, epochs: int | None = None, steps: int | None = None) -> Recipe:
-    """The recipe of a network: 200 epochs on small images, 90 on large ones, unless `epochs` or `steps` is given.
-
-    ResNets on small images get the recipe of DQ and ADQ (SGD 0.1, weight decay 5e-4, batch 128, crop 32 with padding
-    4, flip), on large ones torchvision's (batch 256, weight decay 1e-4). ViT, Swin and ConvNeXt get AdamW, ConvNets a
-    lower learning rate.
-    """
-    small = image_size < SMALL
-    if epochs is None and steps is None:
-        epochs = 200 if small else 90
-    base = (
-        Recipe(epochs, steps) if small else Recipe(epochs, steps, 256, weight_decay=1e-4, augment="resized-crop-flip")
-    )
-    if arch.startswith("convnet-"):
-        return replace(base, lr=0.05)
-    if arch.startswith(("vit", "swin", "convnext", "maxvit")):
-        adamw = {"optimizer": "adamw", "lr": 5e-4, "weight_decay": 0.05}
-        return replace(base, **adamw, warmup_steps=500, label_smoothing=0.1)
-    return base
-
-
-class ImageSet(Protocol):
-    """Images by position, in memory or decoded on access; `labels` is int64 [N]."""
-
-    labels: np.ndarray
-
-    def __len__(self) -> int: ...
-
-    def batch(self, indices: np.ndarray) -> Tensor:
-        """uint8 [B, 3, S, S] of the images at int64 [B] positions."""
-
-
-@dataclass(frozen=True)
-class TensorImages:
-    """Images in memory: uint8 [N, 3, S, S] with labels int64 [N]."""
-
-    images: Tensor
-    labels: np.ndarray
-
-    def __post_init__(self):
-        if self.images.dtype != torch.uint8 or self.images.dim() != 4 or self.images.shape[1] != 3:
-            raise ValueError(f"expected uint8 [N, 3, S, S], got {self.images.dtype} {tuple(self.images.shape)}")
-        if np.shape(self.labels) != (len(self.images),):
-            raise ValueError(f"{len(self.images)} images, but labels of shape {np.shape(self.labels)}")
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batch(self, indices: np.ndarray) -> Tensor:
-        return self.images[torch.from_numpy(np.asarray(indices, dtype=np.int64))]
-
-
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Global batches in an epoch of `count` images, the last, partial one included."""
-    return math.ceil(count / batch_size)
-
-
-def epoch_batches(
-    images: ImageSet, recipe: Recipe, seed: int, epoch: int, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
-    """What worker `rank` of `world` trains on in an epoch: every image once, in an order of (seed, epoch) alone.
-
-    Yields:
-        `steps_per_epoch` batches for every world: slice [rank::world] of each global batch.
-    """
-    order = torch.randperm(len(images), generator=torch_generator(seed, "order", epoch)).numpy()
-    labels = np.asarray(images.labels, dtype=np.int64)
-    for start in range(0, len(order), recipe.batch_size):
-        whole = order[start : start + recipe.batch_size]
-        mine = whole[rank::world]
-        yield images.batch(mine), torch.from_numpy(labels[mine]), len(whole)
+__all__ = [
+    "Batch", "ImageSet", "Recipe", "TensorImages", "correct", "default_recipe", "epoch_batches", "predict", "steps_per_epoch",
+    "train",
+]  # fmt: skip
 
 
 def train(
@@ -161,7 +44,7 @@ def train(
     save_every: int = 1,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train `model` in place, with bfloat16 autocast on CUDA.
+    """Train `model` in place, with bfloat16 autocast on CUDA; with `Recipe.ema` it ends with its averaged weights.
 
     Each worker divides the sum of its losses by the size of the global batch, and one all-reduce sums the gradients:
     the mean over the global batch for any world, also where a worker has fewer images, or none. What stays local: batch
@@ -196,7 +79,11 @@ def train(
         optimizer.load_state_dict(start["optimizer"])
         step, epoch = start["step"], start["epoch"]
     if world > 1:
-        _exchange([*model.parameters(), *_statistics(model)], partial(dist.broadcast, src=0))
+        _exchange([*model.parameters(), *_statistics(model).values()], partial(dist.broadcast, src=0))
+    weights = model.state_dict()  # the tensors themselves, which steps change in place
+    average = {name: tensor.clone() for name, tensor in weights.items()} if recipe.ema else {}
+    if start is not None:
+        average = {name: tensor.to(device, copy=True) for name, tensor in start.get("average", {}).items()}
 
     total = recipe.total_steps(steps_per_epoch)
     while step < total:
@@ -209,8 +96,11 @@ def train(
             loss = _gradients(model, batch, recipe, transform, (seed, epoch, given), device, rank, world)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1} with lr {lr:.4g}: use a lower lr")
+            if recipe.clip_norm:
+                nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
             step += 1
+            _follow(average, weights, min(recipe.ema, step / (step + 9)))
             if on_step is not None:
                 on_step(step, loss)
         if given < in_epoch or (in_epoch == steps_per_epoch and next(stream, None) is not None):
@@ -218,20 +108,39 @@ def train(
         epoch += 1
         if world > 1:
             statistics = _statistics(model)
-            _exchange(statistics, dist.all_reduce)
-            for statistic in statistics:
+            both = [*statistics.values(), *(average[name] for name in statistics if name in average)]
+            _exchange(both, dist.all_reduce)
+            for statistic in both:
                 statistic /= world
         if save is not None and (epoch % save_every == 0 or step == total):
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+            state = {"model": weights, "optimizer": optimizer.state_dict()}
+            state |= {"average": average} if average else {}
             save(epoch, {**run, "epoch": epoch, "step": step, **_on_cpu(state)})
+    if average:
+        model.load_state_dict(average)
 
 
 def _optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    parameters = [*model.parameters()]
+    if not recipe.decay_vectors:
+        vectors = [parameter for parameter in parameters if parameter.dim() < 2]
+        matrices = [parameter for parameter in parameters if parameter.dim() >= 2]
+        parameters = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     if recipe.optimizer == "adamw":
-        return torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
+        return torch.optim.AdamW(parameters, recipe.lr, weight_decay=recipe.weight_decay)
     return torch.optim.SGD(
-        model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
+        parameters, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov
     )
+
+
+@torch.no_grad()
+def _follow(average: dict[str, Tensor], weights: dict[str, Tensor], decay: float) -> None:
+    """Move averaged weights and statistics on by a step; counters are copied."""
+    for name, tensor in average.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(weights[name], 1 - decay)
+        else:
+            tensor.copy_(weights[name])
 
 
 def _gradients(
@@ -246,25 +155,31 @@ def _gradients(
 ) -> float:
     """Leaves the gradient of the global batch's mean loss in every parameter, and returns that loss."""
     images, labels, count = batch
-    positions = torch.arange(rank, count, world)
+    positions = torch.arange(count)[rank::world]
     if len(images) != len(positions) or len(labels) != len(positions):
         raise ValueError(
             f"worker {rank} of {world} got {len(images)} images and {len(labels)} labels of a global batch of {count}, "
             f"expected {len(positions)}"
         )
     seed, epoch, position = draw
+    images, labels = _augmented(images.to(device), recipe, draw, positions, count), labels.to(device)
+    if recipe.mixes:  # workers without images take part, too
+        own = own_share(recipe.mixup, recipe.cutmix, images.shape[-1], numpy_generator(seed, "mix", epoch, position))
+        others, their_labels = (neighbours(mine, rank, world, count) for mine in (images, labels))
     model.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     if len(images):
-        cuda = device.startswith("cuda")
-        generator = torch_generator(seed, "augment", epoch, position)
-        inputs = transform.normalise(augment(images.to(device), recipe.augment, generator, positions, count))
+        inputs = transform.normalise(images)
+        if recipe.mixes:
+            inputs = mixed(inputs, transform.normalise(others), own)
         # Dropout and stochastic depth draw from torch's global generators.
         draws = global_draws(seed, "layers", epoch, position, rank, device=device)
-        with draws, torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+        with draws, torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
             logits = model(inputs).float()
+        if recipe.mixes:
+            labels = mixed_labels(labels, their_labels, own, logits.shape[1])
         smoothing = recipe.label_smoothing
-        loss = F.cross_entropy(logits, labels.to(device), reduction="sum", label_smoothing=smoothing) / count
+        loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / count
         loss.backward()
     if world > 1:
         loss = loss.detach()
@@ -274,8 +189,21 @@ def _gradients(
     return loss.item()
 
 
-def _statistics(model: nn.Module) -> list[Tensor]:
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
+def _augmented(images: Tensor, recipe: Recipe, draw: tuple[int, int, int], positions: Tensor, count: int) -> Tensor:
+    """The images at `positions` of a global batch of `count`, each kind of augmentation with a generator of its own."""
+    if not len(images):
+        return images
+    seed, epoch, position = draw
+    images = augment(images, recipe.augment, torch_generator(seed, "augment", epoch, position), positions, count)
+    if recipe.trivial_augment:
+        images = trivial_augment(images, torch_generator(seed, "trivial augment", epoch, position), positions, count)
+    if recipe.erasing:
+        images = erase(images, recipe.erasing, torch_generator(seed, "erasing", epoch, position), positions, count)
+    return images
+
+
+def _statistics(model: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
 
 
 @torch.no_grad()
@@ -328,6 +256,9 @@ def predict(
 def correct(
     model: nn.Module, images: ImageSet, indices: np.ndarray, transform: InputTransform, device: str
 ) -> np.ndarray:
-    """Whether each image at `indices` is classified correctly: bool [n]; its mean is the top-1 accuracy."""
+    """Whether each image at `indices` is classified correctly, bool [n]; its mean is the top-1 accuracy.
+
+    The right class of an image with a soft label is its likeliest.
+    """
     predicted = predict(model, images, indices, transform, device).argmax(dim=1).numpy()
-    return predicted == np.asarray(images.labels)[indices]
+    return predicted == hard_labels(images.labels)[indices]

@@ -13,6 +13,7 @@ import ray
 from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
 from ray_jobs.cluster import check_paths
+from ray_jobs.compare import run as run_comparison
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.distill import Distilling, Wanted
 from ray_jobs.distill import run as run_distillation
@@ -20,18 +21,26 @@ from ray_jobs.evaluate import Evaluation
 from ray_jobs.evaluate import run as run_evaluation
 from ray_jobs.experts import Experts, Network
 from ray_jobs.experts import run as run_experts
+from ray_jobs.grid import Comparison, Grid
 from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
+from ray_jobs.selections import Exchange, run_export, run_import
 
 SEVERAL = ("--data", "--train", "--test")
 RENAMED = {"from_path": "from"}
-PLACES = ("data", "train", "test", "from_path", "val_labels", "out", "store", "classes", "embeddings")
+PLACES = (
+    "data", "train", "test", "from_path", "val_labels", "selection", "to", "out", "store", "classes", "embeddings",
+)  # fmt: skip
 
 
 def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
-    """Add an option for every field of some dataclasses; the command gets one object of each, in that order."""
+    """Add an option for every field of some dataclasses; the command gets one object of each, in that order.
+
+    A name that two of them have belongs to the first; the other keeps its default.
+    """
 
     def asked(group: type) -> list:
-        return [f for f in fields(group) if f.name not in without]
+        taken = {f.name for earlier in groups[: groups.index(group)] for f in fields(earlier)}
+        return [f for f in fields(group) if f.name not in {*without, *taken}]
 
     def decorate(function: Callable) -> Callable:
         def call(**values):
@@ -197,10 +206,39 @@ def distill(distilling, network, experts, data, compute, place, out):
 
 
 @main.command()
+@click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
+@click.option(
+    "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figures and every run."
+)
+@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed"))
+def compare(comparison, evaluation, data, selection, backbone, compute, place, test, out):
+    """Compare selection methods: networks trained on what each keeps, differences to random and DQ with their intervals."""
+    run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
+
+
+@main.command()
 @options(Network, Experts, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
 def experts(network, experts, data, compute, place):
     """Train the experts of trajectory matching: networks on the real data, a checkpoint an epoch."""
     run_experts(network, experts, data, compute, place)
+
+
+@main.command("export")
+@click.option("--selection", required=True, metavar="PLACE", help="The --out folder of compress, write or import.")
+@click.option("--to", required=True, metavar="FILE", help="The file to write; keys to .tsv are separated by tabs.")
+@options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
+def export_selection(exchange, data, compute, place, selection, to):
+    """Write a selection as a file for other tools: keys with sha256, torchvision's indices, a file list, DQ's .npy."""
+    run_export(selection, to, exchange, data, compute, place)
+
+
+@main.command("import")
+@click.option("--from", "from_path", required=True, metavar="FILE", help="The file that names the images.")
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the chosen images as shards.")
+@options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
+def import_selection(exchange, data, compute, place, from_path, out):
+    """Write the images of anyone's selection as shards, which `evaluate --train` scores like any other."""
+    run_import(from_path, out, exchange, data, compute, place)
 
 
 @main.command()

@@ -2,6 +2,7 @@
 
 import math
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -32,8 +33,13 @@ class Accuracy:
     @property
     def half_interval(self) -> float:
         """Half of the 95 % t-interval of the mean; NaN with one seed."""
-        n = len(self.top1)
-        return float(stdtrit(n - 1, 0.975)) * self.sd / math.sqrt(n) if n > 1 else math.nan
+        return t_half_interval(self.top1)
+
+
+def t_half_interval(values: Sequence[float]) -> float:
+    """Half of the 95 % t-interval of a mean; NaN with one value."""
+    n = len(values)
+    return float(stdtrit(n - 1, 0.975)) * statistics.stdev(values) / math.sqrt(n) if n > 1 else math.nan
 
 
 def accuracies(table: pa.Table) -> list[Accuracy]:
@@ -53,17 +59,29 @@ def as_text(found: list[Accuracy]) -> str:
     for s in found:
         low, high = 100 * (s.mean - s.half_interval), 100 * (s.mean + s.half_interval)
         spread = ("-", "-") if math.isnan(s.sd) else (f"{100 * s.sd:.2f}", f"{low:.2f} to {high:.2f}")
-        cells = (f"{s.images:,}", _size(s.bytes), f"{100 * s.mean:.2f} %")
+        cells = (f"{s.images:,}", as_bytes(s.bytes), f"{100 * s.mean:.2f} %")
         lines.append((s.set, s.arch, *cells, *spread, str(len(s.top1))))
-    widths = [max(len(line[i]) for line in lines) for i in range(len(HEADINGS))]
-    rows = ["| " + " | ".join(_cell(i, line[i], widths[i]) for i in range(len(HEADINGS))) + " |" for line in lines]
-    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < 2 else ":") for i, w in enumerate(widths)) + "|"
+    return markdown(lines, left=2)
+
+
+def markdown(lines: Sequence[Sequence[str]], left: int) -> str:
+    """A Markdown table whose columns are as wide as their widest cell.
+
+    Args:
+        lines: the headings first. left: columns that are set to the left; the others are numbers, set to the right.
+    """
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    rows = [
+        "| "
+        + " | ".join(
+            text.ljust(w) if i < left else text.rjust(w) for i, (text, w) in enumerate(zip(line, widths, strict=True))
+        )
+        + " |"
+        for line in lines
+    ]
+    rule = "|" + "|".join("-" * (w + 1) + ("-" if i < left else ":") for i, w in enumerate(widths)) + "|"
     return "\n".join([rows[0], rule, *rows[1:]])
 
 
-def _size(count: int) -> str:
+def as_bytes(count: int) -> str:
     return f"{count / 1e6:,.2f} MB" if count >= 1e5 else f"{count / 1e3:,.1f} kB"
-
-
-def _cell(column: int, text: str, width: int) -> str:
-    return text.ljust(width) if column < 2 else text.rjust(width)

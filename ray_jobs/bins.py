@@ -75,6 +75,23 @@ def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.n
     return rows[[place[key] for key in keys]], keys, labels, sha256(data)
 
 
+def embeddings_by_key(extract: Manifest | None, own: tuple | None) -> tuple[np.ndarray, list[str], np.ndarray]:
+    """Embeddings float32 [N, d] of every image that could be decoded, its key and its label, in the order of the keys.
+
+    Args:
+        own: of `own_embeddings`, in place of the extracted ones.
+    """
+    if own is None:
+        table = sorted_features(extract, ["embedding"])
+        return matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
+    rows, keys, labels, _ = own
+    if extract is not None:
+        decoded = set(sorted_features(extract, [])["key"].to_pylist())
+        good = np.array([key in decoded for key in keys])
+        rows, keys, labels = rows[good], [k for k, g in zip(keys, good, strict=True) if g], labels[good]
+    return rows, keys, labels
+
+
 def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
     """Cut the data set into bins, or find it done.
 
@@ -151,15 +168,7 @@ class _Checkpoint:
 def _in_the_driver(
     extract: Manifest | None, own: tuple | None, selection: Selection, progress: Progress, checkpoint: _Checkpoint
 ) -> tuple[list[str], np.ndarray, Cut]:
-    if own:
-        rows, keys, labels, _ = own
-        if extract is not None:
-            decoded = set(sorted_features(extract, [])["key"].to_pylist())
-            good = np.array([key in decoded for key in keys])
-            rows, keys, labels = rows[good], [k for k, g in zip(keys, good, strict=True) if g], labels[good]
-    else:
-        table = sorted_features(extract, ["embedding"])
-        rows, keys, labels = matrix(table, "embedding"), table["key"].to_pylist(), table["label"].to_numpy()
+    rows, keys, labels = embeddings_by_key(extract, own)
     if selection.centre == "class":
         rows = rows - class_means(rows, labels)[labels]
     _check_rows(rows, keys, selection.normalize)

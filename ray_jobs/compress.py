@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 
 from adq.sampling import kept
 from adq.shards import absolute, locate
-from ray_jobs import bins, extract, ingest, sample, score, weights, write
+from ray_jobs import bins, dynamics, extract, ingest, sample, score, weights, write
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.stages import Manifest
 
-STAGES = ("ingest", "weights", "extract", "bins", "score", "sample", "write")
+STAGES = ("ingest", "weights", "extract", "bins", "score", "dynamics", "sample", "write")
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,13 @@ class Compression:
 
     def needs(self) -> tuple[str, ...]:
         """The stages that this method needs."""
-        if self.selection.method == "random":
-            return ("ingest", "sample", "write")
-        if self.selection.method == "adq":
-            return STAGES
-        features = () if self.backbone.embeddings else ("weights", "extract")
-        return ("ingest", *features, "bins", "sample", "write")
+        needed = sample.needs(self.selection.method)
+        features = "scores" in needed or ("embeddings" in needed and not self.backbone.embeddings)
+        asked = {
+            "weights": features, "extract": features, "bins": bool(needed & {"bins", "scores"}), "score": "scores" in needed,
+            "dynamics": "dynamics" in needed,
+        }  # fmt: skip
+        return tuple(name for name in STAGES if asked.get(name, True))
 
 
 def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, Manifest]:
@@ -72,8 +73,14 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         done["bins"] = bins.run(job, index, done.get("extract"), selection, wanted.backbone.embeddings)
     if "score" in todo:
         done["score"] = score.run(job, done["extract"], done["bins"], selection)
+    if "dynamics" in todo:
+        done["dynamics"] = dynamics.run(job, index, wanted.backbone, wanted.data.skip_corrupt)
     if "sample" in todo:
-        done["sample"] = sample.run(job, index, done.get("bins"), done.get("score"), selection)
+        own = wanted.backbone.embeddings and "embeddings" in sample.needs(selection.method)
+        done["sample"] = sample.run(job, index, sample.Seen(
+            done.get("bins"), done.get("score"), done.get("extract"), done.get("dynamics"),
+            bins.own_embeddings(wanted.backbone.embeddings, index) if own else None,
+        ), selection)  # fmt: skip
     if "write" in todo:
         done["write"] = write.run(job, index, done["sample"], wanted.out, selection.seed)
     return done

@@ -23,7 +23,7 @@ def bin_scores(table: Mapping[str, np.ndarray]) -> Figure:
     Args:
         table: arrays [m]: bin, representativeness, diversity, representativeness_se, diversity_se, importance.
     """
-    fig = Figure((WIDTH, 7.2), dpi=DPI, layout=_layout())
+    fig = Figure((WIDTH, 7.2), dpi=DPI, layout=layout())
     top, middle, bottom = fig.subplots(3, 1, sharex=True)
     bins = np.asarray(table["bin"])
     for axes, score, color, what in (
@@ -40,7 +40,7 @@ def bin_scores(table: Mapping[str, np.ndarray]) -> Figure:
             linewidth=1.8,
             capsize=4,
         )
-        _title(axes, what)
+        title(axes, what)
         axes.set_ylabel("score ± standard error")
         axes.grid(axis="y", color="#E6E6E6")
     importance = np.asarray(table["importance"], dtype=float)
@@ -48,12 +48,12 @@ def bin_scores(table: Mapping[str, np.ndarray]) -> Figure:
     if len(bins) <= 20:
         bottom.bar_label(bars, labels=[f"{value:.2f}" for value in importance], padding=2, color=INK)
     bottom.set_ylim(0, max(1e-9, float(importance.max(initial=0)) * 1.18))
-    _title(bottom, "Importance of each bin: both scores, normalised and added (eq. 6 to 8)")
+    title(bottom, "Importance of each bin: both scores, normalised and added (eq. 6 to 8)")
     bottom.set_ylabel("importance")
     bottom.set_xlabel("bin, in the order in which GraphCut filled them")
     bottom.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     for axes in (top, middle, bottom):
-        _bare(axes)
+        bare(axes)
     return fig
 
 
@@ -70,7 +70,7 @@ def bin_shares(
     total = max(1, int(dq_quotas.sum()))
     moved = np.abs(quotas / max(1, int(quotas.sum())) - dq_quotas / total).sum() / 2
     shares, dq_shares = quotas / np.maximum(sizes, 1), dq_quotas / np.maximum(sizes, 1)
-    fig = Figure((WIDTH, 4.6), dpi=DPI, layout=_layout())
+    fig = Figure((WIDTH, 4.6), dpi=DPI, layout=layout())
     axes = fig.subplots()
     width = 0.4
     axes.bar(bins - width / 2, dq_shares, width, color=GREY, label="DQ: the same share of every bin")
@@ -86,9 +86,9 @@ def bin_shares(
     axes.set_ylim(0, max(1e-9, keep, shares.max(initial=0), dq_shares.max(initial=0)) * 1.28)
     axes.xaxis.set_major_locator(MaxNLocator(20, integer=True))
     axes.set_ylabel("share of the bin that is kept")
-    _title(axes, f"Share kept of every bin: {moved:.1%} of the choice moved away from DQ")
+    title(axes, f"Share kept of every bin: {moved:.1%} of the choice moved away from DQ")
     axes.legend(ncols=3, loc="upper center", frameon=False)
-    _bare(axes)
+    bare(axes)
     return fig
 
 
@@ -102,7 +102,7 @@ def bin_grid(images: Mapping[int, Sequence[np.ndarray]], titles: Mapping[int, st
     titles = titles or {}
     columns = max((len(row) for row in images.values()), default=1)
     side = min(0.95, (WIDTH - 1.1) / max(columns, 1))
-    fig = Figure((max(3.6, columns * side + 1.1), max(1, len(images)) * side + 0.5), dpi=DPI, layout=_layout())
+    fig = Figure((max(3.6, columns * side + 1.1), max(1, len(images)) * side + 0.5), dpi=DPI, layout=layout())
     fig.get_layout_engine().set(wspace=0.01, hspace=0.01, w_pad=0.02, h_pad=0.02, rect=(0.01, 0.01, 0.98, 0.98))
     fig.suptitle("Images chosen from every bin", fontsize=12, color=INK, fontweight="bold")
     grid = fig.subplots(max(1, len(images)), max(1, columns), squeeze=False)
@@ -129,11 +129,11 @@ def class_counts(counts: np.ndarray, bins: Sequence[int] | None = None, classes:
     rows, columns = counts.shape
     bins = range(rows) if bins is None else bins
     classes = [str(number) for number in range(columns)] if classes is None else classes
-    fig = Figure((WIDTH, min(9.0, 1.7 + 0.36 * rows)), dpi=DPI, layout=_layout())
+    fig = Figure((WIDTH, min(9.0, 1.7 + 0.36 * rows)), dpi=DPI, layout=layout())
     axes = fig.subplots()
     image = axes.imshow(counts, cmap="cividis", vmin=0, aspect="auto", interpolation="nearest")
     fig.colorbar(image, ax=axes, label="images", pad=0.015)
-    _title(axes, f"Classes in the bins: {counts.min():,} to {counts.max():,} images of a class in a bin")
+    title(axes, f"Classes in the bins: {counts.min():,} to {counts.max():,} images of a class in a bin")
     axes.set_ylabel("bin")
     axes.set_xlabel("class")
     axes.set_yticks(range(rows), [str(number) for number in bins])
@@ -159,7 +159,7 @@ def accuracy(rows: Sequence[Mapping[str, object]]) -> Figure:
     rows = sorted(rows, key=lambda row: row["mean"])
     means = np.array([row["mean"] for row in rows], dtype=float)
     spread = np.array([_spread(row) for row in rows]).reshape(-1, 2).T
-    fig = Figure((WIDTH, 1.5 + 0.45 * max(1, len(rows))), dpi=DPI, layout=_layout())
+    fig = Figure((WIDTH, 1.5 + 0.45 * max(1, len(rows))), dpi=DPI, layout=layout())
     axes = fig.subplots()
     positions = np.arange(len(rows))
     axes.errorbar(means, positions, xerr=spread, fmt="o", color=BLUE, markersize=8, capsize=5, linewidth=1.8)
@@ -173,16 +173,16 @@ def accuracy(rows: Sequence[Mapping[str, object]]) -> Figure:
     axes.set_ylim(-0.6, len(rows) - 0.3)
     axes.margins(x=0.12)
     axes.set_xlabel("top-1 of the last epoch, in percent; bars: spread over seeds")
-    _title(axes, "Accuracy of networks trained on each subset")
+    title(axes, "Accuracy of networks trained on each subset")
     axes.grid(axis="x", color="#E6E6E6")
-    _bare(axes)
+    bare(axes)
     return fig
 
 
-def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> Figure:
+def loss_curve(steps: Sequence[int], losses: Sequence[float], what: str) -> Figure:
     """A loss over the steps; for more than 200 steps also its running mean over a fiftieth of them."""
     steps, losses = np.asarray(steps), np.asarray(losses, dtype=float)
-    fig = Figure((WIDTH, 4.0), dpi=DPI, layout=_layout())
+    fig = Figure((WIDTH, 4.0), dpi=DPI, layout=layout())
     axes = fig.subplots()
     if len(losses) > 200:
         window = len(losses) // 50
@@ -196,12 +196,12 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], title: str) -> Fig
     axes.set_xlabel("step")
     axes.set_ylabel("loss")
     axes.grid(axis="y", color="#E6E6E6")
-    _title(axes, title)
-    _bare(axes)
+    title(axes, what)
+    bare(axes)
     return fig
 
 
-def _layout() -> ConstrainedLayoutEngine:
+def layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(rect=(0.01, 0.015, 0.98, 0.97))
 
 
@@ -212,10 +212,10 @@ def _spread(row: Mapping[str, object]) -> tuple[float, float]:
     return row.get("std", 0.0), row.get("std", 0.0)
 
 
-def _title(axes: Axes, text: str) -> None:
+def title(axes: Axes, text: str) -> None:
     axes.set_title(text, loc="left", fontsize=12, fontweight="bold", color=INK)
 
 
-def _bare(axes: Axes) -> None:
+def bare(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_axisbelow(True)

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ray_jobs.cluster import Cluster, connected, probe
 from ray_jobs.machine import NodeMonitor
@@ -28,6 +28,22 @@ class Job:
     device: str
     tracker: Tracker
     run: Run  # the parent run of the pipeline
+    ledger: list[tuple[str, float]] = field(
+        default_factory=list
+    )  # every stage that was asked for, and what it cost once
+
+    def quietly(self, stage: Stage, work: Work) -> Manifest:
+        """Run a stage, unless it is finished, without a line and a run of its own: one of many that belong together."""
+        manifest = stage.manifest()
+        if manifest is None:
+            started = time.monotonic()
+            parts, summary = work(stage)
+            manifest = stage.finish(parts, summary, {"seconds": time.monotonic() - started})
+        self._enter(stage)
+        return manifest
+
+    def _enter(self, stage: Stage) -> None:
+        self.ledger.append((stage.name, float(stage.run_facts().get("seconds", 0.0))))
 
     def stage(self, stage: Stage, work: Work, what: str = "images", log: Log | None = None) -> Manifest:
         """Run a stage, unless it is finished; either way, it has a child run in MLflow.
@@ -41,6 +57,7 @@ class Job:
         with self.child(stage.name, stage.digest, stage.config) as run:
             if manifest is not None and run.next_step() > 0:
                 print(f"{stage.name:<13} done before   {_shown(manifest.summary, what)}", flush=True)
+                self._enter(stage)
                 return manifest
             if manifest is None:
                 started = time.monotonic()
@@ -59,6 +76,7 @@ class Job:
             run.artifact_bytes(stage.store.read(f"{stage.folder}/manifest.json"), f"manifests/{stage.name}.json")
             if log:
                 log(run, manifest)
+        self._enter(stage)
         return manifest
 
     def where_to_look(self) -> str:

@@ -4,117 +4,53 @@ In memory, images lie in the order of the index, so the order of the shards neve
 worker r of w takes an interval of the concatenated samples of an epoch's seeded order of shards.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
 
 import numpy as np
-import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
 from adq.extractor import InputTransform
-from adq.features import load
 from adq.images import UndecodableImage
 from adq.randomness import numpy_generator, torch_generator
-from adq.shards import join, read_samples
 from adq.training import Batch, ImageSet, Recipe, TensorImages, epoch_batches
 from ray_jobs.ingest import Index
+from ray_jobs.shard_reader import Encoded, ShardReader
 
 MEMORY_GB = 4.0  # of images in one worker; a constant, since what a machine has free must not decide results
 SHUFFLE = 4096  # encoded images in the shuffle buffer of a stream
-SHOWN = 10  # undecodable images that an error lists
 SHARE_BATCH = 256
 
-Encoded = tuple[int, bytes]  # position in the index, image file
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A part of a data set, as rows of its index: what a selection keeps, without shards of its own."""
+
+    positions: np.ndarray  # int64 [n], ascending
+    digest: str  # of their keys
+    image_bytes: int
+    alone: bool = False  # read without the rest, since the whole set would not fit the memory
+
+    @property
+    def images(self) -> int:
+        return len(self.positions)
 
 
-def how_to_hold(index: Index, transform: InputTransform, memory_gb: float = MEMORY_GB) -> str:
+def how_to_hold(what: Index | Rows, transform: InputTransform, memory_gb: float = MEMORY_GB) -> str:
     """decoded, encoded or streamed: the first for which the images fit into `memory_gb`."""
     budget = memory_gb * 1e9
-    if index.images * 3 * transform.crop**2 <= budget:
+    if what.images * 3 * transform.crop**2 <= budget:
         return "decoded"
-    return "encoded" if index.image_bytes <= budget else "streamed"
+    return "encoded" if what.image_bytes <= budget else "streamed"
 
 
 def order_kind(how: str) -> str:
     """What of `how_to_hold` decides the order of training, and so belongs to a result's identity."""
     return "stream" if how == "streamed" else "memory"
-
-
-@dataclass(frozen=True)
-class ShardReader:
-    """The samples of an index, by shard; positions are rows of the index."""
-
-    index: Index
-    transform: InputTransform
-    threads: int
-
-    @cached_property
-    def keys(self) -> list[str]:
-        return self.index.table()["key"].to_pylist()
-
-    @cached_property
-    def labels(self) -> np.ndarray:
-        """int64 [N]."""
-        return self.index.table()["label"].to_numpy().astype(np.int64)
-
-    @cached_property
-    def positions(self) -> dict[str, np.ndarray]:
-        """Rows of the index for each shard, in the order of the shard."""
-        table = self.index.table()
-        members = table["members"].combine_chunks()
-        inner = members.flatten()
-        is_image = pc.match_substring_regex(
-            pc.struct_field(inner, "name"), f"(?i)\\.({'|'.join(self.index.image_ext)})$"
-        )
-        offsets = np.empty(table.num_rows, dtype=np.int64)
-        rows = pc.list_parent_indices(members).filter(is_image).to_numpy()
-        offsets[rows] = pc.struct_field(inner, "offset").filter(is_image).to_numpy()
-        shards = table["shard"].to_numpy()
-        order = np.lexsort((offsets, shards))
-        names, starts = np.unique(shards[order], return_index=True)
-        return dict(zip(names.tolist(), np.split(order, starts[1:]), strict=True))
-
-    def encoded(self, shard: str, first: int = 0, last: int | None = None) -> Iterator[Encoded]:
-        """Samples `first` to `last` of a shard. Raises ValueError where it is not what was ingested."""
-        expected = self.positions[shard][:last]
-        given = 0
-        for sample in islice(read_samples(self.index.data, shard, self.index.image_ext), len(expected)):
-            position = int(expected[given])
-            if self.index.key(shard, sample["__key__"]) != self.keys[position]:
-                break
-            given += 1
-            if given > first:
-                yield position, next(sample[ext] for ext in self.index.image_ext if ext in sample)
-        if given < len(expected):
-            raise ValueError(f"{join(self.index.data.root, shard)}: changed since ingest; run again to ingest it anew")
-
-    def decode(self, sample: Encoded) -> Tensor | UndecodableImage:
-        """uint8 [3, S, S], or why there is none."""
-        try:
-            return load(sample[1], self.transform)
-        except UndecodableImage as error:
-            return error
-
-    def decoded(self, samples: Sequence[Encoded], pool: ThreadPoolExecutor) -> Tensor:
-        """uint8 [b, 3, S, S]. Raises ValueError for an undecodable image, with its key and shard."""
-        images = list(pool.map(self.decode, samples))
-        self.check({p: image for (p, _), image in zip(samples, images, strict=True) if not isinstance(image, Tensor)})
-        return torch.stack(images) if images else torch.zeros((0, 3, *[self.transform.crop] * 2), dtype=torch.uint8)
-
-    def check(self, failed: dict[int, UndecodableImage]) -> None:
-        if not failed:
-            return
-        shards = self.index.table()["shard"]
-        lines = [
-            f"{join(self.index.data.root, shards[p].as_py())}: key {self.keys[p]!r} cannot be decoded ({error})"
-            for p, error in sorted(failed.items())
-        ]
-        more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        raise ValueError("\n  ".join(lines[:SHOWN]) + more + "\nmend these images, or leave them out of the shards")
 
 
 @dataclass(frozen=True)
@@ -152,6 +88,21 @@ class Held:
         """The batches of an epoch for one worker: see `adq.training.epoch_batches`."""
         batches = epoch_batches(self.images, recipe, seed, epoch, rank, world)
         return batches if isinstance(self.images, TensorImages) else ahead(batches)
+
+    def take(self, rows: np.ndarray) -> "Held":
+        """The images at some positions, int64 [n], as if these alone had been opened.
+
+        Raises:
+            ValueError: images were dropped.
+        """
+        if self.dropped:
+            raise ValueError(f"{self.dropped} images could not be decoded: positions are no longer those of the index")
+        keys, labels = [self.keys[row] for row in rows], self.labels[rows]
+        if isinstance(self.images, EncodedImages):
+            return Held(
+                replace(self.images, samples=[self.images.samples[row] for row in rows], labels=labels), keys, 0
+            )
+        return Held(TensorImages(self.images.batch(rows), labels), keys, 0)
 
     def share(self, rank: int, world: int, every: int = 1) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(positions, uint8 images) of one worker's share: all workers' together are each position k * every once."""

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass, field, fields
 
+from adq.controls import CONTROLS
+from adq.coresets import METHODS
 from adq.images import EXTENSIONS
 from adq.sampling import ALLOCATIONS, BALANCES
 
@@ -82,7 +84,7 @@ class Backbone:
 class Selection:
     """The method."""
 
-    method: str = option("adq", "adq; dq keeps the same share of every bin; graphcut takes images in pick order; random is stratified.", ("adq", "dq", "graphcut", "random"))  # fmt: skip
+    method: str = option("adq", "adq; dq keeps the same share of every bin; random is stratified; the others are in README's table.", ("adq", *CONTROLS, *METHODS))  # fmt: skip
     keep: float = option(0.1, "Share of the images kept, above 0 and up to 1.")
     scope: str = option("class", "GraphCut inside each class, or over the whole data set.", ("class", "global"))
     bins: int = option(10, "Number of bins m.")

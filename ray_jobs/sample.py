@@ -1,12 +1,17 @@
-"""sample: quotas and draws. Keep ratio and alpha enter here, not above."""
+"""sample: quotas and draws, or the picks of another method. Keep ratio and alpha enter here, not above."""
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adq.sampling import class_table, draw, in_pick_order, kept, moved, shares
+from adq.controls import CONTROLS, permuted, random_bins, reversed_importance
+from adq.coresets import METHODS, Pool
+from adq.sampling import class_table, draw, kept, moved, shares
+from ray_jobs.bins import embeddings_by_key
+from ray_jobs.dynamics import dynamics_by_key
 from ray_jobs.ingest import Index
 from ray_jobs.options import Selection
 from ray_jobs.stages import Manifest, Part, Stage
@@ -14,57 +19,88 @@ from ray_jobs.stages import Manifest, Part, Stage
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 1
+VERSION = 2
+BY_BINS = ("adq", *CONTROLS, "dq")  # a quota for every bin, and a draw inside
 
 
-def run(job: "Job", index: Index, bins: Manifest | None, scores: Manifest | None, selection: Selection) -> Manifest:
+def needs(method: str) -> frozenset[str]:
+    """Of "embeddings", "bins", "scores" and "dynamics", what a method looks at."""
+    if method in ("adq", *CONTROLS):
+        return frozenset({"embeddings", "bins", "scores"})
+    more = {"embeddings"} if "bins" in METHODS[method].needs else set()
+    return METHODS[method].needs | more
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the methods look at: finished stages, as far as they are needed."""
+
+    bins: Manifest | None = None
+    scores: Manifest | None = None
+    extract: Manifest | None = None
+    dynamics: Manifest | None = None
+    own: tuple | None = None  # the user's embeddings, of `bins.own_embeddings`
+
+    def contents(self, method: str) -> dict[str, str]:
+        """By stage, the digests of what a method's choice hangs on."""
+        wanted = needs(method)
+        direct = {"bins": self.bins, "scores": self.scores, "dynamics": self.dynamics}
+        if "embeddings" in wanted and not wanted & {"bins", "scores"}:
+            direct["embeddings"] = self.extract
+        found = {name: m.content for name, m in direct.items() if m is not None and name in wanted | {"embeddings"}}
+        return found | ({"own": self.own[3]} if self.own else {})
+
+
+def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool = False) -> Manifest:
     """Choose the images, or find them chosen.
 
     Args:
-        bins: None for the method random. scores: for the method adq alone.
+        quiet: no line and no run of its own.
 
     Returns:
         A manifest with the parts quotas (bin, class, size, share, quota, drawn) and subset (key, label, bin, shard, members).
     """
     kept(selection.keep, index.images)
-    config = {"method": selection.method, "keep": selection.keep, "seed": selection.seed}
-    if selection.method != "graphcut":
+    method = selection.method
+    config = {"method": method, "keep": selection.keep, "seed": selection.seed}
+    if method in BY_BINS or method == "random":
         config |= {"balance": selection.balance}
-    if selection.method == "adq":
+    if method in ("adq", *CONTROLS):
         config |= {"alpha": selection.alpha, "allocation": selection.allocation}
-    inputs = {"index": index.manifest.content}
-    inputs |= {m.stage.name: m.content for m in (bins, scores) if m is not None}
+    inputs = {"index": index.manifest.content} | seen.contents(method)
     stage = Stage(job.store, "sample", VERSION, inputs, config)
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
-        table = index.table()
-        if bins is not None:
-            order = bins.table("bins", ["key", "bin", "rank"])
-            table = table.filter(pc.is_in(table["key"], value_set=order["key"].combine_chunks()))
-            number, ranks = order["bin"].to_numpy(), order["rank"].to_numpy()
-        else:
-            number = np.zeros(table.num_rows, dtype=np.int64)
-        keys, labels = table["key"].to_pylist(), table["label"].to_numpy()
+        table, pool = _pool(index, seen, method)
+        number = np.zeros(len(pool.keys), dtype=np.int64) if pool.bins is None else np.asarray(pool.bins)
+        importance = seen.scores.table("scores")["importance"].to_numpy() if "scores" in needs(method) else None
+        if method == "adq-random-bins":
+            number = random_bins(pool.keys, number, pool.labels, selection.seed)
+        if method == "adq-permuted":
+            importance = permuted(importance, selection.seed)
+        if method == "adq-reversed":
+            importance = reversed_importance(importance)
         sizes = np.zeros((int(number.max()) + 1, len(index.classes)), dtype=np.int64)
-        np.add.at(sizes, (number, labels), 1)
-        importance = scores.table("scores")["importance"].to_numpy() if scores else np.zeros(len(sizes))
-        alpha = selection.alpha if selection.method == "adq" else 0.0
-        allocation = selection.allocation if selection.method == "adq" else "share"
+        np.add.at(sizes, (number, pool.labels), 1)
+        importance = np.zeros(len(sizes)) if importance is None else importance
+        alpha = selection.alpha if method in ("adq", *CONTROLS) else 0.0
+        allocation = selection.allocation if method in ("adq", *CONTROLS) else "share"
         dq = class_table(importance, sizes, selection.keep, 0.0, "share", selection.balance, selection.seed)
-        if selection.method == "graphcut":
-            chosen = in_pick_order(keys, number, ranks, kept(selection.keep, len(keys)), selection.seed)
-            quota = np.zeros_like(sizes)
-            np.add.at(quota, (number[chosen], labels[chosen]), 1)
-        else:
+        if method in BY_BINS or method == "random":
             quota = class_table(importance, sizes, selection.keep, alpha, allocation, selection.balance, selection.seed)
-            chosen = draw(keys, number, labels, quota, selection.seed)
+            chosen = draw(pool.keys, number, pool.labels, quota, selection.seed)
+        else:
+            chosen = np.zeros(len(pool.keys), dtype=bool)
+            chosen[METHODS[method].function(pool, kept(selection.keep, len(pool.keys)), selection.seed)] = True
+            quota = np.zeros_like(sizes)
+            np.add.at(quota, (number[chosen], pool.labels[chosen]), 1)
         drawn = np.zeros_like(sizes)
-        np.add.at(drawn, (number[chosen], labels[chosen]), 1)
+        np.add.at(drawn, (number[chosen], pool.labels[chosen]), 1)
         subset = table.filter(pa.array(chosen))
         subset = subset.add_column(2, "bin", pa.array(number[chosen], pa.int32()))
         parts = [
             stage.commit_table(
-                "quotas", _quota_table(importance, sizes, quota, drawn, kept(selection.keep, len(keys)), alpha)
+                "quotas", _quota_table(importance, sizes, quota, drawn, kept(selection.keep, len(pool.keys)), alpha)
             ),
             stage.commit_table("subset", subset),
         ]
@@ -88,7 +124,25 @@ def run(job: "Job", index: Index, bins: Manifest | None, scores: Manifest | None
         )
         run.figure(figures.bin_shares(np.arange(len(sizes)), sizes, quotas, dq, selection.keep), "figures/shares.png")
 
-    return job.stage(stage, work, log=log)
+    return job.quietly(stage, work) if quiet else job.stage(stage, work, log=log)
+
+
+def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
+    """The rows of the index that can be chosen, and what the method may look at, in the same order."""
+    table, wanted = index.table(), needs(method)
+    bins = ranks = embeddings = dynamics = None
+    if "bins" in wanted:
+        order = seen.bins.table("bins", ["key", "bin", "rank"])
+        keys, bins, ranks = order["key"], order["bin"].to_numpy(), order["rank"].to_numpy()
+        table = table.filter(pc.is_in(table["key"], value_set=keys.combine_chunks()))
+    if "embeddings" in wanted and method not in BY_BINS:
+        embeddings, keys, _ = embeddings_by_key(seen.extract, seen.own)
+        table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys)))
+    if "dynamics" in wanted:
+        keys, dynamics = dynamics_by_key(seen.dynamics)
+        table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys)))
+    labels = table["label"].to_numpy().astype(np.int64)
+    return table, Pool(table["key"].to_pylist(), labels, embeddings, bins, ranks, dynamics, len(index.classes))
 
 
 def _quota_table(importance, sizes, quota, drawn, total: int, alpha: float) -> pa.Table:

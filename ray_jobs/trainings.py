@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pyarrow as pa
 
 from adq.training import steps_per_epoch
 from ray_jobs.classifier import Classifier, Note, count_correct, fit
 from ray_jobs.ingest import Index
-from ray_jobs.loading import Held, Streamed, open_set
+from ray_jobs.loading import Held, Rows, Streamed, open_set
 from ray_jobs.stages import Stage
 from ray_jobs.store import canonical_json, parquet_table
 from ray_jobs.workers import Member
@@ -26,16 +27,26 @@ class Training:
     classifier: Classifier
     how: str
     stage: Stage
+    rows: Rows | None = None  # all
 
     @property
     def name(self) -> str:
         return f"{self.set} {self.classifier.arch} seed {self.classifier.seed}"
 
     @property
+    def count(self) -> int:
+        """Images in the set."""
+        return (self.rows or self.index).images
+
+    @property
+    def image_bytes(self) -> int:
+        return (self.rows or self.index).image_bytes
+
+    @property
     def images(self) -> int:
         """Images trained on, over all epochs."""
         recipe = self.classifier.recipe
-        return recipe.total_steps(steps_per_epoch(self.index.images, recipe.batch_size)) * recipe.batch_size
+        return recipe.total_steps(steps_per_epoch(self.count, recipe.batch_size)) * recipe.batch_size
 
 
 @dataclass(frozen=True)
@@ -47,34 +58,65 @@ class Plan:
     test_how: Mapping[int, str]  # by the side at which images are seen
 
 
+class Opened:
+    """The sets that a worker has open: one to train on and one to test with, as the trainings come to need them."""
+
+    def __init__(self, plan: Plan, threads: int):
+        self.plan, self.threads = plan, threads
+        self._open: dict[str, tuple[object, Held | Streamed]] = {}
+
+    def train(self, training: Training) -> Held | Streamed:
+        rows = training.rows
+        if rows is None or rows.alone:
+            return self._set("train", training.index, training, training.how, rows)
+        return self._set("train", training.index, training, training.how).take(rows.positions)
+
+    def test(self, training: Training) -> Held | Streamed:
+        return self._set("test", self.plan.test, training, self.plan.test_how[training.classifier.transform.crop])
+
+    def _set(self, role: str, index: Index, training: Training, how: str, rows: Rows | None = None) -> Held | Streamed:
+        transform = training.classifier.transform
+        wanted = (index.manifest.content, transform, rows.digest if rows else None)
+        if role not in self._open or self._open[role][0] != wanted:
+            self._open.pop(role, None)  # before the next one takes memory
+            positions = None if rows is None else rows.positions
+            self._open[role] = wanted, open_set(index, transform, how, self.threads, rows=positions)
+        return self._open[role][1]
+
+
 def train_and_test(member: Member, plan: Plan) -> None:
     """Every worker of the group: the trainings that are not committed, one after the other."""
     # No worker can finish the first training before all have looked.
     pending = [training for training in plan.trainings if PART not in training.stage.committed()]
-    opened: dict[str, tuple[object, Held | Streamed]] = {}
-
-    def data(role: str, index: Index, training: Training, how: str) -> Held | Streamed:
-        wanted = (index.manifest.content, training.classifier.transform)
-        if role not in opened or opened[role][0] != wanted:
-            opened.pop(role, None)  # before the next one takes memory
-            opened[role] = wanted, open_set(index, training.classifier.transform, how, member.threads)
-        return opened[role][1]
-
+    opened = Opened(plan, member.threads)
     for training in pending:
-        transform = training.classifier.transform
-        train_set = data("train", training.index, training, training.how)
-        test_set = data("test", plan.test, training, plan.test_how[transform.crop])
-        model, losses = fit(member, training.classifier, train_set, training.stage.digest)
-        right = count_correct(member, model, test_set, transform)
-        if member.rank == 0:
-            top1 = float(right.mean())
-            table = pa.table({"key": test_set.keys, "correct": right})
-            facts = canonical_json({"top1": top1, "losses": losses})
-            training.stage.commit_table(PART, table.replace_schema_metadata({"summary": facts}))
-            member.tell(Note(training.stage.digest, 0, tuple(losses), top1))
+        if note := train_one(member, training, opened):
+            member.tell(note)
+
+
+def train_one(member: Member, training: Training, opened: Opened) -> Note | None:
+    """Train, test and commit; what there is to tell, on the first worker."""
+    train_set, test_set = opened.train(training), opened.test(training)
+    model, losses = fit(member, training.classifier, train_set, training.stage.digest)
+    right = count_correct(member, model, test_set, training.classifier.transform)
+    if member.rank:
+        return None
+    top1 = float(right.mean())
+    table = pa.table({"key": test_set.keys, "correct": right})
+    facts = canonical_json({"top1": top1, "losses": losses})
+    training.stage.commit_table(PART, table.replace_schema_metadata({"summary": facts}))
+    return Note(training.stage.digest, 0, tuple(losses), top1)
 
 
 def facts_of(training: Training) -> dict:
     """top1, and losses by epoch, of a training that is committed."""
-    part = training.stage.committed()[PART]
-    return json.loads(parquet_table(training.stage.read(part)).schema.metadata[b"summary"])
+    return json.loads(_table(training).schema.metadata[b"summary"])
+
+
+def correct_of(training: Training) -> np.ndarray:
+    """bool [T] of a training that is committed: whether each test image, in the order of the keys, was classified correctly."""
+    return _table(training)["correct"].to_numpy()
+
+
+def _table(training: Training) -> pa.Table:
+    return parquet_table(training.stage.read(training.stage.committed()[PART]))

@@ -207,11 +207,16 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
     outcome.result()
 
 
-def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:
-    """What Ray Train runs on each worker."""
-    torch.set_num_threads(group.threads)
+def make_repeatable(threads: int) -> None:
+    """In this process, the same work gives the same bits, as far as torch can."""
+    torch.set_num_threads(threads)
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU do not repeat
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:
+    """What Ray Train runs on each worker."""
+    make_repeatable(group.threads)
     device = str(ray.train.torch.get_device()) if group.device == "cuda" else "cpu"
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

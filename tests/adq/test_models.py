@@ -1,5 +1,7 @@
 """Networks by name: every form builds, features are what the docstrings say, weights that do not fit are refused."""
 
+import itertools
+
 import pytest
 import torch
 import torchvision
@@ -22,6 +24,8 @@ SMALL_WIDTHS = {
     "convnet-d4": (128 * 2 * 2, 4 * 128),
     "convnet-d5": (128, 5 * 128),
     "convnet-d3-w32": (32 * 4 * 4, 3 * 32),
+    "vgg11": (512, 64 + 128 + 256 + 512),  # the fifth block leaves one pixel
+    "alexnet": (192 * 4 * 4, 128 + 192 + 192),
     "shufflenet_v2_x0_5": (1024, 24 + 24 + 48 + 96),
 }
 
@@ -77,7 +81,7 @@ def test_small_resnet_keeps_the_resolution_of_its_first_stage():
 
 
 @pytest.mark.parametrize("size", [28, 40, 64])
-@pytest.mark.parametrize("arch", ["vit", "swin", "convnext", "mobilenet_v2", "convnet-d3-w8"])
+@pytest.mark.parametrize("arch", ["vit", "swin", "convnext", "mobilenet_v2", "convnet-d3-w8", "alexnet"])
 def test_small_forms_take_other_small_sizes(arch, size):
     with torch.no_grad():
         assert build(arch, CLASSES, size).eval()(torch.randn(1, 3, size, size)).shape == (1, CLASSES)
@@ -153,6 +157,23 @@ def test_sizes_that_do_not_fit_are_errors():
         build("vit_b_16", CLASSES, 100)
     with pytest.raises(ValueError, match="28 pixels are too few"):
         build("convnet-d5", CLASSES, 28)
+    with pytest.raises(ValueError, match="vgg11 halves the image 5 times: 28 pixels are too few"):
+        build("vgg11", CLASSES, 28)
+
+
+def test_vgg11_and_alexnet_are_small_below_96_pixels_and_torchvisions_above():
+    small = {arch: sum(p.numel() for p in build(arch, 10, 32).parameters()) for arch in ("vgg11", "alexnet")}
+    # VGG11's 3x3 convolutions with biases, two numbers of a norm a channel, and 512 x 10 + 10 of the head.
+    widths = [3, 64, 128, 256, 256, 512, 512, 512, 512]
+    assert small["vgg11"] == sum((9 * a + 3) * b for a, b in itertools.pairwise(widths)) + 5130
+    assert small["alexnet"] < 3e6
+    with torch.device("meta"):
+        for arch in small:
+            large = build(arch, 10, 224)
+            reference = torchvision.models.get_model(arch, num_classes=10)
+            assert {n: t.shape for n, t in large.state_dict().items()} == {
+                n: t.shape for n, t in reference.state_dict().items()
+            }
 
 
 def test_mismatched_weights_name_the_tensors_and_the_file():

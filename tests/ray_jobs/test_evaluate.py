@@ -190,7 +190,7 @@ def test_options_are_checked():
     with pytest.raises(ValueError, match="--seeds 0"):
         Evaluation(seeds=0)
     assert Evaluation("a, b,a").archs("cpu") == ["a", "b"]
-    assert Evaluation(epochs=3, lr=0.5, train_batch=9).recipe("resnet18", 32).batch_size == 9
+    assert Evaluation(epochs=3, lr=0.5, train_batch=9).recipe_for("resnet18", 32).batch_size == 9
 
 
 def test_the_cause_is_told_from_its_consequences():

@@ -1,0 +1,36 @@
+"""What every table about ADQ is compared with: the same quotas without their meaning.
+
+Min-max normalisation turns pure noise into quotas that move a tenth of the images, so being different from DQ is no merit by
+itself. An importance that helps must beat the same numbers given to other bins, and bins that mean nothing.
+"""
+
+import numpy as np
+
+from adq.randomness import key_order, numpy_generator
+
+CONTROLS = ("adq-permuted", "adq-reversed", "adq-random-bins")
+
+
+def permuted(importance: np.ndarray, seed: int) -> np.ndarray:
+    """The importance [m] of the bins in another order, drawn by the seed; with two bins or more, never the same order."""
+    generator = numpy_generator(seed, "permuted importance")
+    places = np.arange(len(importance))
+    while True:
+        order = generator.permutation(len(importance))
+        if len(importance) < 2 or (order != places).any():
+            return np.asarray(importance)[order]
+
+
+def reversed_importance(importance: np.ndarray) -> np.ndarray:
+    """The importance [m] from last to first: most to the bin that ADQ gives least, where the scores are monotone."""
+    return np.asarray(importance)[::-1].copy()
+
+
+def random_bins(keys: list[str], bins: np.ndarray, labels: np.ndarray, seed: int) -> np.ndarray:
+    """Bins drawn at random that are as large as `bins`, of every class too: int [N]."""
+    out = np.empty(len(keys), dtype=np.asarray(bins).dtype)
+    order = key_order(keys, seed, "random bins")
+    by_class = order[np.argsort(np.asarray(labels)[order], kind="stable")]
+    places = np.lexsort((bins, labels))
+    out[by_class] = np.asarray(bins)[places]
+    return out

@@ -1,0 +1,146 @@
+"""RDED: distilled images made of crops of real ones, chosen by a trained network, not optimised."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from adq.extractor import InputTransform
+from adq.randomness import torch_generator
+
+AREA = (0.08, 1.0)  # share of the image that a square crop takes
+BATCH = 256  # crops that the observer sees at once
+
+
+def rded(
+    images: Tensor | np.ndarray,
+    labels: np.ndarray,
+    model: nn.Module,
+    transform: InputTransform,
+    per_class: int,
+    factor: int = 2,
+    crops: int = 5,
+    candidates: int = 300,
+    seed: int = 0,
+    device: str = "cpu",
+    on_step: Callable[[int], None] | None = None,
+) -> tuple[Tensor, np.ndarray]:
+    """RDED (Sun et al., CVPR 2024, arXiv 2312.03526): mosaics of the crops that a trained observer finds most realistic.
+
+    Of each class, `candidates` images are drawn, and of each some random square crops, which the observer sees enlarged to the
+    whole side. The crop with the least loss on the true class stands for its image (the first of equals), the best images of
+    the class (lowest index first of equals) fill mosaics of factor x factor crops, row by row, the most realistic in the
+    first. The paper's soft labels of the distilled images are not made here.
+
+    Args:
+        images: uint8 [N, 3, S, S]. labels: int [N]. model: the observer, a classifier whose input `transform` normalises.
+        per_class: distilled images a class.
+        factor: crops a side; 1 keeps whole images, uncropped.
+        crops: random crops of a candidate image.
+        candidates: images drawn of a class; as many as the mosaics take, where that is more.
+        seed: of the draws; an image has the same crops whatever else is drawn.
+        on_step: called after each class with the number of classes done.
+
+    Returns:
+        uint8 [C * per_class, 3, S, S] on the CPU, class after class, for the C classes with images; their labels, int64.
+
+    Raises:
+        ValueError: S is no multiple of `factor`, a number below 1, or a class (named) with too few images.
+    """
+    images, labels = torch.as_tensor(images), np.asarray(labels, dtype=np.int64)
+    if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] != 3 or images.shape[2] != images.shape[3]:
+        raise ValueError(f"expected uint8 [N, 3, S, S], got {images.dtype} {tuple(images.shape)}")
+    if labels.shape != (len(images),):
+        raise ValueError(f"{len(images)} images, but labels of shape {labels.shape}")
+    if min(per_class, factor, crops, candidates) < 1:
+        raise ValueError(
+            f"per_class {per_class}, factor {factor}, crops {crops}, candidates {candidates}: all at least 1"
+        )
+    if images.shape[-1] % factor:
+        raise ValueError(f"images of {images.shape[-1]} pixels cannot be mosaics of {factor} x {factor} crops")
+    needed, classes = per_class * factor**2, np.unique(labels)
+    for c, count in zip(*np.unique(labels, return_counts=True), strict=True):
+        if count < needed:
+            raise ValueError(
+                f"class {c} has {count} images, {per_class} mosaics of {factor} x {factor} take {needed}; "
+                "lower per_class or factor"
+            )
+    model.to(device)
+    was_training = model.training
+    model.eval()
+    out = []
+    for done, c in enumerate(classes, start=1):
+        members = np.flatnonzero(labels == c)
+        order = torch.randperm(len(members), generator=torch_generator(seed, "rded-candidates", c)).numpy()
+        chosen = np.sort(members[order[: max(candidates, needed)]])
+        out.append(
+            mosaics(_best(images, chosen, int(c), model, transform, factor, crops, seed, device)[:needed], factor)
+        )
+        if on_step:
+            on_step(done)
+    model.train(was_training)
+    return torch.cat(out), np.repeat(classes, per_class)
+
+
+def square_crops(image: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
+    """Random squares of an image, their area uniform in `AREA`: uint8 [3, S, S] to [count, 3, side, side], antialiased."""
+    whole = image.shape[-1]
+    area, *corner = torch.rand(3, count, generator=generator, dtype=torch.float64)
+    edges = ((AREA[0] + (AREA[1] - AREA[0]) * area).sqrt() * whole).round().clamp(1, whole).long().tolist()
+    out = []
+    for edge, y, x in zip(edges, *(share.tolist() for share in corner), strict=True):
+        top, left = int(y * (whole - edge + 1)), int(x * (whole - edge + 1))
+        out.append(resized(image[None, :, top : top + edge, left : left + edge], side))
+    return torch.cat(out)
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """uint8 [B, 3, s, s] to [B, 3, side, side], bilinear and antialiased."""
+    if images.shape[-1] == side:
+        return images
+    sized = F.interpolate(images.float(), size=(side, side), mode="bilinear", antialias=True, align_corners=False)
+    return sized.round().clamp(0, 255).to(torch.uint8)
+
+
+def mosaics(crops: Tensor, factor: int) -> Tensor:
+    """uint8 [n * factor^2, 3, s, s] to [n, 3, factor * s, factor * s]; the crops of an image row by row."""
+    side = crops.shape[-1]
+    grid = crops.view(-1, factor, factor, 3, side, side).permute(0, 3, 1, 4, 2, 5)
+    return grid.reshape(-1, 3, factor * side, factor * side)
+
+
+def _best(
+    images: Tensor,
+    members: np.ndarray,
+    label: int,
+    model: nn.Module,
+    transform: InputTransform,
+    factor: int,
+    crops: int,
+    seed: int,
+    device: str,
+) -> Tensor:
+    """The best crop of each member, the most realistic first: uint8 [n, 3, S / factor, S / factor]."""
+    whole = images.shape[-1]
+    if factor == 1:
+        made, crops = images[torch.from_numpy(members)].cpu(), 1
+    else:
+        made = torch.cat([
+            square_crops(images[i].cpu(), crops, whole // factor, torch_generator(seed, "rded-crops", i)) for i in members
+        ])  # fmt: skip
+    loss = torch.cat(list(_losses(made, label, model, transform, whole, device))).view(-1, crops)
+    best = loss.argmin(dim=1)
+    order = loss.amin(dim=1).argsort(stable=True)
+    return made.view(len(members), crops, *made.shape[1:])[order, best[order]]
+
+
+@torch.no_grad()
+def _losses(
+    crops: Tensor, label: int, model: nn.Module, transform: InputTransform, side: int, device: str
+) -> Iterator[Tensor]:
+    """The observer's cross-entropy of each crop, enlarged to `side`, on the true class: float64 [b] blocks on the CPU."""
+    for block in crops.split(BATCH):
+        logits = model(transform.normalise(resized(block.to(device), side))).cpu().double()
+        yield F.cross_entropy(logits, torch.full((len(block),), label), reduction="none")

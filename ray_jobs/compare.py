@@ -1,0 +1,126 @@
+"""compare: which method is better, at which size, on which network: one command, one table, every run behind it.
+
+Pairs share everything but the choice: in seed s all methods use the same draw, the same initial weights, the same order of batches
+and the same extractor. Selections are rows of the ingested data; no shards are written for them.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+
+from adq.sampling import kept
+from ray_jobs import ingest
+from ray_jobs.comparison import Cell, cells, report
+from ray_jobs.cost import estimate, gpus_each
+from ray_jobs.evaluate import Wanted, check_classes, finish, planned
+from ray_jobs.grid import Grid, Selected
+from ray_jobs.job import Job, opened
+from ray_jobs.mlflow_run import Run
+from ray_jobs.options import Compute, Place
+from ray_jobs.packing import pack
+from ray_jobs.recorder import Recorder
+from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.trainings import PART, Plan, correct_of, facts_of, train_and_test
+from ray_jobs.workers import Group, run_group
+
+
+def run(grid: Grid, compute: Compute, place: Place) -> None:
+    """The command: estimate, select, train, and write the table, the figure and every run to --out."""
+    shares, variants = grid.comparison.shares(), grid.variants
+    store = Store.at(grid.out)
+    store.check_writable()
+    with opened(place, compute, "compare", grid.identity()) as job:
+        index = ingest.run(job, grid.data)
+        test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
+        for share in shares:
+            kept(share, index.images)
+        check_classes("--data", index, test)
+        options = {
+            name: value
+            for part in (grid.comparison, grid.evaluation, grid.data, grid.selection, grid.backbone)
+            for name, value in asdict(part).items()
+            if value is not None and name not in ("method", "seed", "keep")
+        }
+        job.run.params(options | {"keep": grid.comparison.keep})
+        print(estimate(job, index, test, grid), flush=True)
+        if grid.comparison.estimate:
+            return
+        selected = Selected(job, index, grid)
+        wanted, outcomes = [], {}
+        for seed in range(grid.evaluation.seeds):
+            for keep in shares:
+                for variant in variants:
+                    rows, outcome = selected.of(variant, keep, seed)
+                    name = f"{variant.name} keep {keep:g}"
+                    wanted.append(Wanted(name, index, [seed], rows))
+                    outcomes[name, seed] = outcome
+        print(f"selected      {len(wanted)} sets", flush=True)
+        plan = planned(job, wanted, test, grid.evaluation)
+        with _cell_runs(job, grid, plan, outcomes) as runs:
+            _train(job, grid, plan, runs)
+            done = [
+                replace(outcomes[t.set, t.classifier.seed], arch=t.classifier.arch, top1=facts_of(t)["top1"],
+                        correct=correct_of(t), training=t.stage.digest)
+                for t in plan.trainings
+            ]  # fmt: skip
+            found = cells(done)
+            links = {}
+            for cell in found:
+                cell_run = runs[f"{cell.method} keep {cell.keep:g} {cell.arch}"]
+                cell_run.metrics(_metrics(cell))
+                links[cell.method, cell.keep, cell.arch] = job.tracker.link(cell_run)
+        report(job, store, done, found, links, test)
+
+
+def _metrics(cell: Cell) -> dict[str, float]:
+    named = {
+        "top1": cell.mean, "top1_half_interval": cell.half_interval, "over_random": cell.over_random[0],
+        "over_dq": cell.over_dq[0], "images": cell.images, "payload_bytes": cell.payload, "moved": cell.moved,
+        "selection_seconds": cell.seconds, "selection_gpu_seconds": cell.gpu_seconds,
+    }  # fmt: skip
+    return {name: value for name, value in named.items() if value == value}
+
+
+@contextlib.contextmanager
+def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dict[str, Run]]:
+    """A run for every method, keep ratio and network, under which its trainings go."""
+    variants = {variant.name: variant for variant in grid.variants}
+    with contextlib.ExitStack() as stack:
+        runs: dict[str, Run] = {}
+        for training in plan.trainings:
+            outcome = outcomes[training.set, training.classifier.seed]
+            name = f"{training.set} {training.classifier.arch}"
+            if name not in runs:
+                settings = asdict(replace(variants[outcome.method].selection, keep=outcome.keep))
+                params = {k: v for k, v in settings.items() if k != "seed"} | {
+                    "set": outcome.method, "arch": training.classifier.arch, "seeds": grid.evaluation.seeds,
+                }  # fmt: skip
+                digest = sha256(canonical_json([grid.identity(), name]))
+                runs[name] = stack.enter_context(job.child(name, digest, params))
+        yield runs
+
+
+def _train(job: Job, grid: Grid, plan: Plan, runs: dict[str, Run]) -> None:
+    """What is not trained yet: packed, or, with several workers a training, one after the other."""
+    parents = {t.name: runs[f"{t.set} {t.classifier.arch}"] for t in plan.trainings}
+    recorder = Recorder(job, plan, parents)
+    pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}
+    done_before = len({t.stage.digest for t in plan.trainings}) - len(pending)
+    print(
+        f"train         {len(pending)} networks" + (f", {done_before} done before" if done_before else ""), flush=True
+    )
+    if pending:
+        with recorder.live(list(pending.values())):
+            if grid.evaluation.workers > 1:
+                group = Group(
+                    grid.evaluation.workers, job.compute.threads, job.device, next(iter(pending.values())).stage
+                )
+                group.check()
+                run_group(group, train_and_test, replace(plan, trainings=tuple(pending.values())), recorder.on_note)
+                group.clean()
+            else:
+                each = gpus_each(grid, plan.trainings[0].classifier.transform.crop)
+                pack(job, plan, list(pending.values()), each, recorder.on_note)
+    for training in plan.trainings:
+        finish(training)
+        recorder.record(training)

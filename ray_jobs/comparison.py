@@ -1,0 +1,165 @@
+"""What a comparison says: means with intervals, differences to random and DQ seed by seed, costs; as a table and a figure."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
+from ray_jobs.store import Store, parquet_bytes
+
+if TYPE_CHECKING:  # what only the driver needs
+    from ray_jobs.ingest import Index
+    from ray_jobs.job import Job
+
+BASELINES = ("random", "dq")
+NOTHING = (math.nan, math.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """One training of one selection."""
+
+    method: str  # with its settings, as the user named it
+    keep: float
+    seed: int
+    extractor: int  # its seed
+    images: int
+    payload: int  # bytes of all members
+    moved: float
+    seconds: float  # that the selection cost, all stages before it included
+    gpu_seconds: float
+    arch: str = ""
+    top1: float = math.nan
+    correct: np.ndarray | None = None  # bool [T]
+    training: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A method at a keep ratio on a network: shares of test images, means over the seeds."""
+
+    method: str
+    keep: float
+    arch: str
+    images: int
+    payload: int
+    seeds: int
+    mean: float
+    half_interval: float  # half of the 95 % t-interval; NaN with one seed
+    over_random: tuple[float, float]  # mean difference, seed by seed, and half of its interval
+    over_dq: tuple[float, float]
+    moved: float
+    seconds: float
+    gpu_seconds: float
+
+
+def cells(done: Sequence[Outcome]) -> list[Cell]:
+    """The cells of the table: by network, keep ratio, and in the order of the methods."""
+    groups: dict[tuple[str, float, str], list[Outcome]] = {}
+    for one in done:
+        groups.setdefault((one.arch, one.keep, one.method), []).append(one)
+    order = list(dict.fromkeys(one.method for one in done))
+
+    def over(baseline: str, arch: str, keep: float, method: str) -> tuple[float, float]:
+        before = {one.seed: one.top1 for one in groups.get((arch, keep, baseline), ())}
+        pairs = [one.top1 - before[one.seed] for one in groups[arch, keep, method] if one.seed in before]
+        if baseline == method or not pairs:
+            return NOTHING
+        return statistics.fmean(pairs), t_half_interval(pairs)
+
+    found = []
+    for arch, keep, method in sorted(groups, key=lambda g: (g[0], g[1], order.index(g[2]))):
+        group = groups[arch, keep, method]
+        top1 = [one.top1 for one in group]
+        found.append(Cell(
+            method, keep, arch, group[0].images, round(statistics.fmean(one.payload for one in group)), len(group),
+            statistics.fmean(top1), t_half_interval(top1), over("random", arch, keep, method), over("dq", arch, keep, method),
+            statistics.fmean(one.moved for one in group), statistics.fmean(one.seconds for one in group),
+            statistics.fmean(one.gpu_seconds for one in group),
+        ))  # fmt: skip
+    return found
+
+
+HEADINGS = (
+    "network",
+    "method",
+    "keep",
+    "images",
+    "payload",
+    "top-1",
+    "over random",
+    "over DQ",
+    "moved",
+    "selecting",
+    "GPU",
+    "n",
+)
+
+
+def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] | None = None) -> str:
+    """A Markdown table that also reads well on a terminal; top-1 and differences in per cent with 95 % intervals.
+
+    Args:
+        links: addresses behind the accuracies, by (method, keep, network).
+    """
+    lines = [HEADINGS]
+    for cell in found:
+        top1 = f"{100 * cell.mean:.1f}" + _plus_minus(cell.half_interval)
+        if links:
+            top1 = f"[{top1}]({links[cell.method, cell.keep, cell.arch]})"
+        lines.append((
+            cell.arch, cell.method, f"{100 * cell.keep:g} %", f"{cell.images:,}", as_bytes(cell.payload), top1,
+            _difference(cell.over_random), _difference(cell.over_dq), f"{100 * cell.moved:.1f} %" if cell.moved else "",
+            f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "", str(cell.seeds),
+        ))  # fmt: skip
+    empty = [i for i in range(len(HEADINGS)) if i > 1 and not any(line[i] for line in lines[1:])]
+    return markdown([[cell for i, cell in enumerate(line) if i not in empty] for line in lines], left=2)
+
+
+def _plus_minus(half: float) -> str:
+    return "" if math.isnan(half) else f" ± {100 * half:.1f}"
+
+
+def _difference(value: tuple[float, float]) -> str:
+    return "" if math.isnan(value[0]) else f"{100 * value[0]:+.1f}{_plus_minus(value[1])}"
+
+
+def runs_table(done: Sequence[Outcome], keys: Sequence[str]) -> pa.Table:
+    """A row a training. `correct` holds a bit a test image, in the order of the metadata's test_keys, first bit highest."""
+    columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(Outcome) if f.name != "correct"}
+    correct = pa.array([np.packbits(one.correct).tobytes() for one in done], pa.binary())
+    return pa.table({**columns, "correct": correct}).replace_schema_metadata({"test_keys": "\n".join(keys)})
+
+
+def report(
+    job: "Job", store: Store, done: Sequence[Outcome], found: Sequence[Cell], links: Mapping, test: "Index"
+) -> None:
+    """Write runs.parquet, table.md and a figure a network to the store and to MLflow, and print the table."""
+    from ray_jobs.comparison_figures import accuracy_over_keep
+
+    table = as_table(found)
+    store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
+    linked = as_table(found, links) + f"\n\n{job.tracker.ui_command()}\n"
+    store.write("table.md", linked.encode())
+    job.run.text(linked, "table.md")
+    job.run.artifact_bytes(store.read("runs.parquet"), "runs.parquet")
+    for arch in dict.fromkeys(cell.arch for cell in found):
+        figure = accuracy_over_keep([cell for cell in found if cell.arch == arch], arch)
+        job.run.figure(figure, f"figures/{arch}.png")
+        store.write(f"{arch}.png", _png(figure))
+    print(
+        f"\n{table}\n\nruns     {store.path('runs.parquet')}\ntable    {store.path('table.md')}\n{job.where_to_look()}"
+    )
+
+
+def _png(figure) -> bytes:
+    import io
+
+    out = io.BytesIO()
+    figure.savefig(out, format="png")
+    return out.getvalue()

@@ -1,0 +1,82 @@
+"""What a comparison will cost, said before it is spent: rates are measured, each network training on noise for a second."""
+
+from dataclasses import replace
+
+from adq.extractor import input_transform
+from adq.models import SMALL, default_backbone
+from adq.sampling import kept
+from adq.training import default_recipe, steps_per_epoch
+from ray_jobs import sample
+from ray_jobs.classifier import Classifier, input_side
+from ray_jobs.grid import Grid
+from ray_jobs.ingest import Index
+from ray_jobs.job import Job
+from ray_jobs.packing import rates
+from ray_jobs.progress import clock
+from ray_jobs.trainings import Plan
+
+
+def gpus_each(grid: Grid, side: int) -> float:
+    return grid.comparison.gpus_per_training or (0.25 if side < SMALL else 1.0)
+
+
+def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
+    """What the whole grid costs, features included, as far as this can be known before; in the words of a person."""
+    options, variants, shares = grid.evaluation, grid.variants, grid.comparison.shares()
+    side = options.image_size or input_side(test.side)
+    archs = options.archs(job.device)
+    asked = [
+        Classifier(
+            arch, len(test.classes), options.width, input_transform(arch, side), options.recipe_for(arch, side), 0
+        )
+        for arch in archs
+    ]
+    needed = set().union(*(sample.needs(variant.selection.method) for variant in variants))
+    features = "embeddings" in needed and not grid.backbone.embeddings
+    epochs = _epochs(grid, index)
+    if features:
+        backbone = grid.backbone.backbone or default_backbone(index.side, job.device)
+        shape = input_transform(backbone, input_side(index.side))
+        asked.append(
+            Classifier(backbone, len(index.classes), 0, shape, default_recipe(backbone, shape.crop, max(epochs, 1)), 0)
+        )
+    measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid, side))
+    slots = _slots(job, grid, side)
+    seconds, images = 0.0, 0
+    for classifier, rate in zip(asked[: len(archs)], measured, strict=False):
+        for keep in shares:
+            steps = classifier.recipe.total_steps(
+                steps_per_epoch(kept(keep, index.images), classifier.recipe.batch_size)
+            )
+            shown = len(variants) * options.seeds * steps * classifier.recipe.batch_size
+            images += shown
+            seconds += shown / rate.trained + len(variants) * options.seeds * test.images / rate.tested
+    each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in zip(archs, measured, strict=False)]
+    text = (
+        f"grid          {len(variants)} sets x {len(shares)} keep ratios x {options.seeds} seeds x {len(archs)} networks: "
+        f"{len(variants) * len(shares) * options.seeds * len(archs)} trainings, {images / 1e6:,.1f} M images\n"
+        f"cost          about {clock(seconds / slots)} on {slots} workers ({', '.join(each)}, measured)"
+    )
+    if features:
+        # An image and its augmented view pass the extractor once each.
+        one = index.images * (epochs / measured[-1].trained + 2 / measured[-1].tested / slots)
+        count = grid.extractors(index)
+        text += f"\n              and about {clock(count * one)} for features, from {count} extractors"
+    return text
+
+
+def _epochs(grid: Grid, index: Index) -> int:
+    """Epochs for which the extractor is trained here."""
+    source = grid.backbone.weights or ("DEFAULT" if index.side >= SMALL else "train:10")
+    return int(source.partition(":")[2]) if source.startswith("train:") else 0
+
+
+def _slots(job: Job, grid: Grid, side: int) -> int:
+    """Trainings at once."""
+    threads = job.compute.threads
+    if grid.evaluation.workers > 1:
+        return 1
+    fits = job.cluster.cpus / threads
+    if job.device == "cuda":
+        fits = min(fits, job.cluster.gpus / gpus_each(grid, side))
+    return max(1, int(fits))

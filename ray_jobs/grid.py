@@ -1,0 +1,135 @@
+"""The grid of a comparison: methods with their settings, keep ratios, networks, seeds; and the selections of it."""
+
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+
+import pyarrow.compute as pc
+
+from adq.controls import CONTROLS
+from adq.models import SMALL
+from ray_jobs import sample
+from ray_jobs.comparison import Outcome
+from ray_jobs.evaluate import Evaluation
+from ray_jobs.ingest import Index
+from ray_jobs.job import Job
+from ray_jobs.loading import Rows
+from ray_jobs.options import Backbone, Data, Selection, option
+from ray_jobs.seen import Sources, gpu_seconds
+from ray_jobs.shard_reader import image_members
+from ray_jobs.store import canonical_json, sha256
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The grid."""
+
+    methods: str = option(
+        "random,dq,adq", "Methods; settings of one after colons: adq:alpha=1, dq:scope=global.", metavar="NAME,NAME:SETTING=VALUE"
+    )  # fmt: skip
+    keep: str = option("0.1", "Shares of the images that are kept.", metavar="SHARE,SHARE")
+    without_controls: bool = option(
+        False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to adq."
+    )
+    extractors: int = option(
+        0, "Extractors; seed s uses number s modulo this. 0: one a seed where they are trained here, else one."
+    )
+    gpus_per_training: float = option(0.0, "Share of a GPU for a training; 0: a quarter below 96 px, else a whole one.")
+    estimate: bool = option(False, "Say what the grid costs, and stop.")
+
+    def shares(self) -> list[float]:
+        try:
+            return sorted({float(share) for share in self.keep.split(",") if share.strip()})
+        except ValueError as error:
+            raise ValueError(f"--keep {self.keep}: expected shares such as 0.01,0.05,0.1") from error
+
+    def variants(self, base: Selection) -> list["Variant"]:
+        names = [name.strip() for name in self.methods.split(",") if name.strip()]
+        found = [Variant.of(name, base) for name in dict.fromkeys(names)]
+        if not found:
+            raise ValueError("--methods: give at least one")
+        if "adq" in names and not self.without_controls:
+            found += [Variant.of(name, base) for name in CONTROLS if name not in names]
+        return found
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with its settings, under the name that the user gave it."""
+
+    name: str
+    selection: Selection
+
+    @classmethod
+    def of(cls, name: str, base: Selection) -> "Variant":
+        method, *settings = name.split(":")
+        kinds = {f.name: type(f.default) for f in fields(Selection) if f.name not in ("method", "keep", "seed")}
+        given: dict[str, object] = {}
+        for setting in settings:
+            field, _, value = setting.partition("=")
+            field = field.strip().replace("-", "_")
+            if field not in kinds:
+                raise ValueError(f"--methods {name}: no setting {field!r}; known: {', '.join(kinds)}")
+            try:
+                given[field] = kinds[field](value)
+            except ValueError as error:
+                raise ValueError(f"--methods {name}: {field} is {value!r}, expected {kinds[field].__name__}") from error
+        return cls(name, replace(base, method=method, **given))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Everything that a command asks for."""
+
+    comparison: Comparison
+    evaluation: Evaluation
+    data: Data
+    selection: Selection
+    backbone: Backbone
+    test: tuple[str, ...]
+    out: str
+
+    def identity(self) -> list:
+        """What makes this another comparison."""
+        parts = (self.comparison, self.evaluation, self.data, self.selection, self.backbone)
+        return ["compare", *map(asdict, parts), self.test]
+
+    @cached_property
+    def variants(self) -> list[Variant]:
+        return self.comparison.variants(self.selection)
+
+    def extractors(self, index: Index) -> int:
+        """How many extractors there are."""
+        source = self.backbone.weights or ("DEFAULT" if index.side >= SMALL else "train")
+        trained = source.startswith("train") and not self.backbone.embeddings
+        return self.comparison.extractors or (self.evaluation.seeds if trained else 1)
+
+
+class Selected:
+    """The selections of a grid, as rows of the index, and what it cost to make them."""
+
+    def __init__(self, job: Job, index: Index, grid: Grid):
+        self.job, self.index, self.grid = job, index, grid
+        count = grid.extractors(index)
+        first = grid.backbone.feature_seed
+        self.sources = [
+            Sources(job, index, replace(grid.backbone, feature_seed=first + number), grid.data.skip_corrupt)
+            for number in range(count)
+        ]
+        members = image_members(index)
+        self.image_bytes, self.payload = members.image_bytes, members.payload
+        self.keys = index.table()["key"].combine_chunks()
+
+    def of(self, variant: Variant, keep: float, seed: int) -> tuple[Rows, Outcome]:
+        sources = self.sources[seed % len(self.sources)]
+        selection = replace(variant.selection, keep=keep, seed=seed)
+        manifest = sample.run(self.job, self.index, sources.seen(selection), selection, quiet=True)
+        chosen = manifest.table("subset", ["key"])["key"].combine_chunks()
+        positions = pc.index_in(chosen, value_set=self.keys).to_numpy()
+        rows = Rows(positions, sha256(canonical_json(chosen.to_pylist())), int(self.image_bytes[positions].sum()))
+        spent = sources.seconds(selection)
+        spent["sample"] = float(manifest.stage.run_facts().get("seconds", 0.0))
+        gpus = self.job.cluster.gpus if self.job.device == "cuda" else 0.0
+        return rows, Outcome(
+            variant.name, keep, seed, sources.backbone.feature_seed, len(positions), int(self.payload[positions].sum()),
+            manifest.summary["moved"], sum(spent.values()), gpu_seconds(spent.items(), gpus),
+        )  # fmt: skip

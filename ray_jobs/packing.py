@@ -1,0 +1,110 @@
+"""Many small trainings at once: each on a worker of its own, several on one GPU where they fit."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from adq.training import TensorImages, correct, epoch_batches, train
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.classifier import Classifier, Note
+from ray_jobs.job import Job
+from ray_jobs.trainings import Opened, Plan, Training, train_one
+from ray_jobs.workers import make_repeatable
+
+RATE_SECONDS = 1.0  # that a network is trained for, to know its rate
+
+
+@dataclass(frozen=True)
+class Alone:
+    """A worker that shares its training with no other, and starts a training that was cut off anew; see `workers.Member`."""
+
+    device: str
+    threads: int
+    rank: int = 0
+    world: int = 1
+
+    def tell(self, note: object) -> None:
+        """The driver hears of it when the training is done."""
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        return values.cpu()
+
+    def checkpoint(self, own: bool = False) -> None:
+        return None
+
+    def due(self, since: float) -> bool:
+        return False
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images a second of one worker."""
+
+    trained: float
+    tested: float
+
+
+class Trainer:
+    """An actor that trains one network after the other; the data sets stay open between them."""
+
+    def __init__(self, plan: Plan, threads: int, device: str):
+        self.member = Alone("cuda:0" if device == "cuda" else device, threads)
+        self.opened = Opened(plan, threads)
+
+    def ready(self, _shared: list) -> None:
+        make_repeatable(self.member.threads)
+
+    def work(self, _shared: list, what: Training | tuple[Classifier, ...]) -> Note | list[Rate]:
+        if isinstance(what, tuple):
+            return [rate(classifier, self.member.device) for classifier in what]
+        return train_one(self.member, what, self.opened)
+
+
+def rate(classifier: Classifier, device: str) -> Rate:
+    """Measured in this process: trains for a second on noise, after two steps to warm up."""
+    recipe, side = replace(classifier.recipe, epochs=None, steps=2), classifier.transform.crop
+    noise = torch.zeros((recipe.batch_size, 3, side, side), dtype=torch.uint8)
+    data, model = TensorImages(noise, np.zeros(recipe.batch_size, dtype=np.int64)), classifier.build()
+    steps, spent = 0, 0.0
+    while spent < RATE_SECONDS:
+        started = time.monotonic()
+        train(model, lambda epoch: epoch_batches(data, recipe, 0, epoch), 1, recipe, classifier.transform, 0, device)
+        spent += time.monotonic() - started if steps else 0.0
+        steps += 2
+    started = time.monotonic()
+    correct(model, data, np.arange(recipe.batch_size), classifier.transform, device)
+    return Rate((steps - 2) * recipe.batch_size / spent, recipe.batch_size / (time.monotonic() - started))
+
+
+def rates(job: Job, plan: Plan, classifiers: Sequence[Classifier], gpus_each: float) -> list[Rate]:
+    """Of one worker alone: on a CPU measured here, which needs no process to be started."""
+    if job.device == "cuda":
+        found: list[list[Rate]] = []
+        pack(job, plan, [tuple(classifiers)], gpus_each, found.append)
+        return found[0]
+    before = torch.get_num_threads()
+    torch.set_num_threads(job.compute.threads)
+    try:
+        return [rate(classifier, job.device) for classifier in classifiers]
+    finally:
+        torch.set_num_threads(before)
+
+
+def pack(
+    job: Job, plan: Plan, pending: Sequence[Training | tuple], gpus_each: float, on_done: Callable[[object], None]
+) -> None:
+    """Run trainings side by side, each in an actor; what is done is committed, whatever happens to the others.
+
+    Args:
+        pending: trainings; or groups of classifiers, whose rates are measured instead.
+        gpus_each: share of a GPU for a training, on cuda.
+        on_done: gets the note of each, as it comes.
+    """
+    threads = job.compute.threads
+    compute = replace(job.compute, cpus_per_actor=threads, gpus_per_actor=gpus_each)
+    size = pool_size(job.cluster, compute, job.device, len(pending))
+    arguments = (replace(plan, trainings=()), threads, job.device)
+    map_actors(Trainer, arguments, [(one,) for one in pending], size, compute, job.device, on_done)

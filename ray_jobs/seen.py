@@ -1,0 +1,110 @@
+"""What selection methods look at, made once for all that share it: features, bins, scores, the dynamics of a short training."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from ray_jobs import bins, dynamics, extract, score, weights
+from ray_jobs.ingest import Index
+from ray_jobs.options import Backbone, Selection
+from ray_jobs.sample import Seen, needs
+from ray_jobs.stages import Manifest
+from ray_jobs.weights import Extractor
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
+
+ON_GPU = ("weights", "extract", "discriminator", "dynamics")  # stages that use GPUs, where there are some
+BIN_OPTIONS = ("bins", "scope", "normalize", "centre")
+
+
+@dataclass
+class Sources:
+    """The stages before `sample`, for one extractor; each is run when it is first asked for.
+
+    Attributes:
+        spent: seconds of every stage, by what it was made for.
+    """
+
+    job: "Job"
+    index: Index
+    backbone: Backbone
+    skip_corrupt: bool = False
+    _made: dict[object, object] = field(default_factory=dict)
+    _seconds: dict[object, list[tuple[str, float]]] = field(default_factory=dict)
+
+    def seen(self, selection: Selection) -> Seen:
+        """What a method may look at, and no more than it needs."""
+        wanted = needs(selection.method)
+        own = self._own() if self.backbone.embeddings and "embeddings" in wanted else None
+        return Seen(
+            bins=self._bins(selection) if wanted & {"bins", "scores"} else None,
+            scores=self._scores(selection) if "scores" in wanted else None,
+            extract=self._extract() if "embeddings" in wanted and (own is None or "scores" in wanted) else None,
+            dynamics=self._dynamics() if "dynamics" in wanted else None,
+            own=own,
+        )  # fmt: skip
+
+    def seconds(self, selection: Selection) -> dict[str, float]:
+        """What the stages cost that `seen` gave, by their names: once each, however many methods share them."""
+        wanted = needs(selection.method)
+        asked: list[object] = []
+        if "embeddings" in wanted and not (self.backbone.embeddings and "scores" not in wanted):
+            asked += ["weights", "extract"]
+        if wanted & {"bins", "scores"}:
+            asked.append(self._bin_key(selection))
+        if "scores" in wanted:
+            asked.append(self._score_key(selection))
+        if "dynamics" in wanted:
+            asked.append("dynamics")
+        total: dict[str, float] = {}
+        for name, spent in (entry for key in asked for entry in self._seconds.get(key, ())):
+            total[name] = total.get(name, 0.0) + spent
+        return total
+
+    def _once(self, key: object, make) -> object:
+        if key not in self._made:
+            before = len(self.job.ledger)
+            self._made[key] = make()
+            self._seconds[key] = list(self.job.ledger[before:])
+        return self._made[key]
+
+    def _own(self) -> tuple:
+        return self._once("own", lambda: bins.own_embeddings(self.backbone.embeddings, self.index))
+
+    def _weights(self) -> Extractor:
+        return self._once("weights", lambda: weights.run(self.job, self.index, self.backbone))
+
+    def _extract(self) -> Manifest:
+        extractor = self._weights()
+        seed = self.backbone.feature_seed
+        return self._once("extract", lambda: extract.run(self.job, self.index, extractor, seed, self.skip_corrupt))
+
+    def _bins(self, selection: Selection) -> Manifest:
+        own = self.backbone.embeddings
+        features = self._extract() if not own or "scores" in needs(selection.method) else None
+        return self._once(self._bin_key(selection), lambda: bins.run(self.job, self.index, features, selection, own))
+
+    def _scores(self, selection: Selection) -> Manifest:
+        # The discriminator belongs to the extractor: draws of one data set share it.
+        same = replace(selection, seed=self.backbone.feature_seed)
+        features, cut = self._extract(), self._bins(selection)
+        return self._once(self._score_key(selection), lambda: score.run(self.job, features, cut, same))
+
+    def _dynamics(self) -> Manifest:
+        return self._once(
+            "dynamics", lambda: dynamics.run(self.job, self.index, self.backbone, self.skip_corrupt)
+        )  # fmt: skip
+
+    def _bin_key(self, selection: Selection) -> tuple:
+        scored = bool(self.backbone.embeddings) and "scores" in needs(selection.method)
+        return ("bins", scored, *(getattr(selection, name) for name in BIN_OPTIONS))
+
+    def _score_key(self, selection: Selection) -> tuple:
+        options = ("scores", "diversity", "temperature", "score_norm")
+        return ("score", *self._bin_key(selection)[1:], *(getattr(selection, name) for name in options))
+
+
+def gpu_seconds(spent: Iterable[tuple[str, float]], gpus: float) -> float:
+    """GPU seconds of some stages: those that use GPUs use all of them."""
+    return gpus * sum(seconds for name, seconds in spent if name in ON_GPU)

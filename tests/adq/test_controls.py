@@ -1,0 +1,26 @@
+import numpy as np
+
+from adq.controls import permuted, random_bins, reversed_importance
+
+
+def test_permuted_importance_has_the_same_numbers_elsewhere():
+    importance = np.linspace(0, 2, 10)
+    found = [permuted(importance, seed) for seed in range(5)]
+    assert all(sorted(order) == sorted(importance) and (order != importance).any() for order in found)
+    assert len({order.tobytes() for order in found}) == 5
+    assert (permuted(importance, 0) == found[0]).all()
+    assert permuted(np.array([1.0]), 0).tolist() == [1.0]
+    assert reversed_importance(importance).tolist() == importance[::-1].tolist()
+
+
+def test_random_bins_are_as_large_in_every_class():
+    generator = np.random.default_rng(0)
+    labels, bins = generator.integers(4, size=500), generator.integers(6, size=500)
+    keys = [f"{i:04d}" for i in range(500)]
+    found = random_bins(keys, bins, labels, 1)
+    for label in range(4):
+        mine = labels == label
+        assert np.bincount(found[mine], minlength=6).tolist() == np.bincount(bins[mine], minlength=6).tolist()
+    # They mean nothing: agreement is that of chance, a sixth.
+    assert 0.08 < (found == bins).mean() < 0.26
+    assert (random_bins(keys, bins, labels, 2) != found).any()

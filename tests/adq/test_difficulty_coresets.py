@@ -1,0 +1,141 @@
+"""EL2N, forgetting, least confidence, CCS and D2 pruning against cases by hand and plain loops."""
+
+import numpy as np
+import pytest
+
+from adq.coresets import METHODS, Pool, class_totals
+from adq.difficulty_coresets import ccs, d2, fill
+from adq.dynamics import Dynamics
+
+
+def pool_of(el2n, labels=None, embeddings=None, forgetting=None, confidence=None) -> Pool:
+    el2n = np.asarray(el2n, dtype=np.float32)
+    zeros = np.zeros_like(el2n)
+    dynamics = Dynamics(
+        el2n,
+        zeros if forgetting is None else np.asarray(forgetting, dtype=np.float32),
+        zeros if confidence is None else np.asarray(confidence, dtype=np.float32),
+        np.ones((1, len(el2n)), dtype=bool),
+    )
+    labels = np.zeros(len(el2n), dtype=int) if labels is None else np.asarray(labels)
+    return Pool([f"{i:05d}" for i in range(len(el2n))], labels, embeddings, dynamics=dynamics)
+
+
+def test_the_hardest_of_each_class_come_first():
+    pool = pool_of(
+        el2n=[0.1, 0.9, 0.5, 0.9, 0.2, 0.3],
+        labels=[0, 0, 0, 0, 1, 1],
+        forgetting=[5, 0, 2, 2, 1, 0],
+        confidence=[0.9, 0.4, 0.3, 0.3, 0.5, 0.2],
+    )
+    assert METHODS["el2n"].function(pool, 3, 0).tolist() == [1, 3, 5]
+    assert METHODS["forgetting"].function(pool, 3, 0).tolist() == [0, 2, 4]
+    assert METHODS["least-confidence"].function(pool, 3, 0).tolist() == [2, 3, 5]
+
+
+def test_strata_are_filled_from_the_smallest():
+    # One of one, two of two, and the rest from the largest.
+    assert fill(np.array([5, 0, 1, 2]), 6).tolist() == [3, 0, 1, 2]
+    # Even shares rounded down leave more to the larger ones: 5 // 3, 4 // 2, 2.
+    assert fill(np.array([4, 4, 4]), 5).tolist() == [1, 2, 2]
+    assert fill(np.array([3, 0]), 0).tolist() == [0, 0]
+
+
+def test_strata_give_what_is_asked_and_share_it_evenly():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        sizes = rng.integers(0, 9, rng.integers(1, 12))
+        total = int(rng.integers(0, sizes.sum() + 1))
+        quota = fill(sizes, total)
+        assert quota.sum() == total and (quota >= 0).all() and (quota <= sizes).all()
+        open_strata = quota < sizes
+        if open_strata.any():
+            assert quota[open_strata].min() >= quota.max() - 1
+
+
+def test_ccs_cuts_the_hardest_and_covers_the_rest():
+    rng = np.random.default_rng(1)
+    scores = rng.gamma(2.0, size=(2, 500))
+    scores[0, :5] = 100  # mislabelled: were they not cut, all others would share one stratum
+    labels = np.repeat([0, 1], 500)
+    pool = pool_of(scores.ravel() / 100, labels)
+    chosen = ccs(pool, 100, 0)
+    for c in range(2):
+        mine = chosen[labels[chosen] == c]
+        assert len(mine) == 50
+        limit = np.sort(scores[c])[-50]
+        score = scores[c][mine - 500 * c]
+        assert (score < limit).all(), "a tenth is cut"
+        edges = np.linspace(scores[c].min(), scores[c][scores[c] < limit].max(), 51)
+        occupied = np.histogram(scores[c][scores[c] < limit], edges)[0] > 0
+        assert (np.histogram(score, edges)[0][occupied] >= 1).all(), "every stratum that has images gives one"
+
+
+def test_ccs_cuts_no_more_than_the_total_can_spare():
+    pool = pool_of(np.arange(20) / 20)
+    assert ccs(pool, 20, 0).tolist() == list(range(20))
+    assert ccs(pool, 19, 0).tolist() == list(range(19))
+    assert ccs(pool, 12, 0, beta=0.4).tolist() == list(range(12))
+    assert len(ccs(pool, 5, 0, beta=0.0, strata=1)) == 5
+    with pytest.raises(ValueError, match=r"beta 1\.0"):
+        ccs(pool, 5, 0, beta=1.0)
+
+
+def test_ccs_takes_the_distance_to_the_class_mean_without_dynamics():
+    x = np.array([[0.0], [1], [-1], [2], [-2], [30], [-30]], dtype=np.float32)
+    pool = Pool([str(i) for i in range(7)], np.zeros(7, dtype=int), x)
+    # The two at 30 are cut; strata 0, 1 and 2 are left: one of each.
+    chosen = np.abs(x[ccs(pool, 3, 0, beta=0.3, strata=50), 0])
+    assert sorted(chosen.tolist()) == [0, 1, 2]
+
+
+def d2_by_loops(x, difficulty, count, k, forward, reverse) -> list[int]:
+    unit = [row / np.sqrt((row * row).sum()) for row in x.astype(np.float64)]
+    squared = [[float(((a - b) ** 2).sum()) for b in unit] for a in unit]
+    near = [
+        sorted((j for j in range(len(x)) if j != i), key=lambda j, i=i: (round(squared[i][j], 6), j))[:k]
+        for i in range(len(x))
+    ]
+    value = {
+        i: difficulty[i] + sum(np.exp(-forward * squared[i][j]) * difficulty[j] for j in near[i])
+        for i in range(len(x))
+    }  # fmt: skip
+    picks: list[int] = []
+    while len(picks) < count:
+        pick = min((i for i in value if i not in picks), key=lambda i: (-round(value[i], 9), i))
+        picks.append(pick)
+        for j in near[pick]:
+            value[j] -= np.exp(-reverse * squared[pick][j]) * value[pick]
+    return picks
+
+
+@pytest.mark.parametrize(
+    "neighbours, forward, reverse", [(10, 1.0, 1.0), (3, 0.5, 4.0), (1, 2.0, 0.1), (500, 1.0, 1.0)]
+)
+def test_d2_follows_its_messages(neighbours, forward, reverse):
+    rng = np.random.default_rng(2)
+    x = rng.normal(size=(90, 5)).astype(np.float32)
+    x[40:50] = x[:10]
+    labels, difficulty = np.arange(90) % 2, rng.random(90)
+    pool = pool_of(difficulty, labels, x)
+    chosen = d2(pool, 30, 0, neighbours, forward, reverse)
+    totals = class_totals(labels, 30, 0)
+    for c, part in enumerate(np.split(chosen, np.cumsum(totals)[:-1])):
+        mine = np.flatnonzero(labels == c)
+        wide = pool.dynamics.el2n[mine].astype(np.float64)
+        k = min(neighbours, len(mine) - 1)
+        assert part.tolist() == mine[d2_by_loops(x[mine], wide, len(part), k, forward, reverse)].tolist()
+
+
+def test_d2_spreads_the_picks_where_el2n_takes_one_cluster():
+    # Five near copies of the hardest, and one easier image far away.
+    angle = np.array([0.0, 0.01, 0.02, 0.03, 0.04, 2.0, 2.1])
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    pool = pool_of([1.0, 0.99, 0.98, 0.97, 0.96, 0.5, 0.4], embeddings=x)
+    assert METHODS["el2n"].function(pool, 2, 0).tolist() == [0, 1]
+    chosen = d2(pool, 2, 0, neighbours=4)
+    assert chosen[0] < 5 <= chosen[1]
+
+
+def test_d2_of_a_class_of_one_image():
+    assert d2(pool_of([0.5, 0.2], [0, 1], np.ones((2, 3), dtype=np.float32)), 2, 0).tolist() == [0, 1]

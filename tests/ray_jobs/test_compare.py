@@ -1,0 +1,147 @@
+"""A comparison on a real cluster, and its table by hand."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ray_jobs import compare, compress, evaluate, ingest
+from ray_jobs.comparison import Outcome, as_table, cells, runs_table
+from ray_jobs.comparison_figures import accuracy_over_keep
+from ray_jobs.evaluate import Evaluation
+from ray_jobs.grid import Comparison, Grid, Variant
+from ray_jobs.job import opened
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.store import parquet_table
+from ray_jobs.tracking import open_tracker
+
+METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
+NETWORK = "convnet-d3-w8"
+BACKBONE = Backbone(backbone=NETWORK, weights="train:1")
+
+
+def grid(shards, out, **changes) -> Grid:
+    comparison = Comparison(METHODS, keep="0.05,0.1", extractors=1)
+    evaluation = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32)
+    data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
+    return Grid(replace(comparison, **changes), evaluation, data, Selection(), BACKBONE, test, str(out))
+
+
+@pytest.fixture(scope="module")
+def compared(cluster, shards, tmp_path_factory):
+    """The folder of a comparison's store and results, and what it printed."""
+    folder = tmp_path_factory.mktemp("compared")
+    compare.run(grid(shards, folder / "out"), Compute(device="cpu"), Place(store=str(folder / "runs")))
+    return folder
+
+
+def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(compared, shards):
+    runs = parquet_table((compared / "out" / "runs.parquet").read_bytes())
+    rows = runs.to_pylist()
+    assert len(rows) == 5 * 2 * 2 and {row["method"] for row in rows} == set(METHODS.split(","))
+    assert {row["images"] for row in rows} == {38, 75}
+    keys = runs.schema.metadata[b"test_keys"].decode().split("\n")
+    for row in rows:
+        correct = np.unpackbits(np.frombuffer(row["correct"], np.uint8))[: len(keys)]
+        assert row["top1"] == correct.mean()
+    data, place = Data(data=(f"{shards}/part-*[012].tar",)), Place(store=str(compared / "runs"))
+    out = compared / "written"
+    selection = Selection(method="dq", keep=0.1, seed=0)
+    compress.run(compress.Compression(data, BACKBONE, selection, str(out)), Compute(device="cpu"), place)
+    with opened(place, Compute(device="cpu"), "again", ["again"]) as job:
+        sets = {"written": ingest.run(job, Data(data=(str(out),)), False)}
+        test = ingest.run(job, Data(data=(f"{shards}/part-000003.tar",)), False, "test")
+        found = evaluate.evaluate(job, sets, test, Evaluation(NETWORK, seeds=1, steps=6, train_batch=32)).to_pylist()
+    same = next(row for row in rows if (row["method"], row["keep"], row["seed"]) == ("dq", 0.1, 0))
+    assert found[0]["top1"] == same["top1"]
+    assert sum(path.stat().st_size for path in out.glob("*.tar")) > same["payload"] > found[0]["bytes"]
+
+
+def test_cells_hold_their_trainings_in_mlflow_and_the_table_links_to_them(compared):
+    client = (tracker := open_tracker(None, "tessera", str(compared / "runs"))).client
+    every = client.search_runs([tracker.experiment_id], max_results=500)
+    by_name = {run.info.run_name: run for run in every}
+    cell = by_name[f"dq keep 0.1 {NETWORK}"]
+    assert cell.data.params["method"] == "dq" and cell.data.params["keep"] == "0.1"
+    assert 0 <= cell.data.metrics["top1"] <= 1 and cell.info.status == "FINISHED"
+    below = [run for run in every if run.data.tags.get("mlflow.parentRunId") == cell.info.run_id]
+    assert {run.info.run_name for run in below} == {f"dq keep 0.1 {NETWORK} seed {seed}" for seed in (0, 1)}
+    assert np.mean([run.data.metrics["top1"] for run in below]) == pytest.approx(cell.data.metrics["top1"])
+    table = (compared / "out" / "table.md").read_text()
+    assert cell.info.run_id in table and table.count("| convnet-d3-w8") == 10
+    assert (compared / "out" / f"{NETWORK}.png").stat().st_size > 10_000
+    adq = by_name[f"adq:alpha=1:bins=5 keep 0.1 {NETWORK}"].data
+    assert adq.params["alpha"] == "1.0" and adq.params["bins"] == "5" and adq.metrics["moved"] > 0
+
+
+def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch, capsys):
+    before = (compared / "out" / "runs.parquet").read_bytes()
+    monkeypatch.setattr(compare, "pack", lambda *_: pytest.fail("trains again"))
+    compare.run(grid(shards, compared / "out"), Compute(device="cpu"), Place(store=str(compared / "runs")))
+    said = capsys.readouterr().out
+    assert "0 networks, 20 done before" in said and "| over random" in said
+    assert (compared / "out" / "runs.parquet").read_bytes() == before
+
+
+def test_an_estimate_trains_nothing(compared, shards, capsys):
+    wanted = grid(shards, compared / "estimate", methods="random,adq", estimate=True)
+    compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
+    said = capsys.readouterr().out
+    assert "5 sets x 2 keep ratios x 2 seeds x 1 networks: 20 trainings" in said and "cost" in said
+    assert not list((compared / "estimate").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("methods", "keep", "message"),
+    [
+        ("random,hearding", "0.1", "--method hearding: expected one of adq"),
+        ("adq:beta=1", "0.1", "no setting 'beta'; known"),
+        ("adq:alpha=much", "0.1", "alpha is 'much', expected float"),
+        ("adq:alpha=2", "0.1", "--alpha 2.0: expected 0"),
+        (" , ", "0.1", "give at least one"),
+        ("random", "0.1;0.2", "expected shares such as"),
+        ("random", "0.00001", "keeps none; raise it"),
+    ],
+)
+def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, keep, message):
+    with pytest.raises(ValueError, match=message):
+        wanted = grid(shards, compared / "wrong", methods=methods, keep=keep)
+        compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
+
+
+def test_controls_come_with_adq():
+    named = [variant.name for variant in Comparison("random,adq").variants(Selection())]
+    assert named == ["random", "adq", "adq-permuted", "adq-reversed", "adq-random-bins"]
+    assert len(Comparison("random,adq", without_controls=True).variants(Selection())) == 2
+    assert Variant.of("dq:scope=global", Selection()).selection.scope == "global"
+
+
+def outcome(method: str, seed: int, top1: float, keep: float = 0.1, **changes) -> Outcome:
+    correct = np.zeros(10, dtype=bool)
+    return Outcome(
+        method, keep, seed, 0, 100, 1000 + seed, 0.0, 2.0, 0.0, "net", top1, correct, f"{method}{seed}", **changes
+    )
+
+
+def test_differences_are_taken_seed_by_seed():
+    done = [outcome("random", s, t) for s, t in enumerate((0.2, 0.3, 0.4))]
+    done += [outcome("dq", s, t) for s, t in enumerate((0.25, 0.35, 0.45))]
+    random, dq = cells(done)
+    assert (random.mean, dq.mean) == (pytest.approx(0.3), pytest.approx(0.35))
+    # Each seed gains the same, so the difference has no spread, while the means' intervals overlap.
+    assert dq.over_random == (pytest.approx(0.05), pytest.approx(0, abs=1e-12))
+    assert dq.half_interval == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(random.over_random[0]) and random.over_dq[0] == pytest.approx(-0.05)
+    text = as_table([random, dq], {(c.method, c.keep, c.arch): f"http://x/{c.method}" for c in (random, dq)})
+    assert "[35.0 ± 24.8](http://x/dq)" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
+    assert "moved" not in text and "GPU" not in text  # columns with nothing in them
+
+
+def test_the_figure_shows_every_method(tmp_path):
+    done = [outcome(m, s, 0.2 + 0.1 * s, keep) for m in ("random", "dq", "adq") for s in (0, 1) for keep in (0.1, 0.5)]
+    figure = accuracy_over_keep(cells(done), "net")
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["random", "dq", "adq"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
+    figure.savefig(tmp_path / "figure.png")
+    assert runs_table(done, ["a"] * 10).num_rows == len(done)
