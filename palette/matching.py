@@ -5,7 +5,8 @@ TM: G. Cazenavette et al., Dataset Distillation by Matching Training Trajectorie
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +29,29 @@ def fresh_network(depth: int, width: int, num_classes: int, side: int, seed: int
     return network.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def embed(network: ConvNet, images: Tensor) -> Tensor:
-    """Normalised images [B, 3, S, S] to embeddings [B, d]: the flattened output of the last block."""
+def embed(network: ConvNet, images: Tensor, compiled: bool = False) -> Tensor:
+    """Normalised images [B, 3, S, S] to embeddings [B, d]: the flattened output of the last block.
+
+    Args:
+        compiled: by `torch.compile`, once for each number of images, for all networks of a form; float32 rounding differs.
+    """
+    if compiled:
+        return _compiled_blocks()(images, list(network.blocks.parameters())).flatten(1)
     return network.blocks(images).flatten(1)
+
+
+@cache
+def _compiled_blocks() -> Callable[[Tensor, list[Tensor]], Tensor]:
+    return torch.compile(_blocks, dynamic=False)
+
+
+def _blocks(images: Tensor, parameters: list[Tensor]) -> Tensor:
+    """`ConvNet.blocks` as a function of its parameters, since each step of distribution matching has other ones."""
+    for i in range(0, len(parameters), 4):
+        weight, bias, scale, shift = parameters[i : i + 4]
+        images = F.group_norm(F.conv2d(images, weight, bias, padding=1), len(scale), scale, shift)
+        images = F.avg_pool2d(F.relu(images), 2)
+    return images
 
 
 def chunk_size(images: Tensor) -> int:
@@ -38,7 +59,9 @@ def chunk_size(images: Tensor) -> int:
 
 
 @torch.no_grad()
-def real_means(network: ConvNet, images: Tensor, chosen: Sequence[Tensor], draws: Draws) -> Tensor:
+def real_means(
+    network: ConvNet, images: Tensor, chosen: Sequence[Tensor], draws: Draws, compiled: bool = False
+) -> Tensor:
     """Mean embedding of each class's real images, augmented, in one pass over all classes.
 
     Args:
@@ -55,7 +78,7 @@ def real_means(network: ConvNet, images: Tensor, chosen: Sequence[Tensor], draws
     total = None
     for which, members in zip(torch.cat(list(chosen)).split(chunk), groups.split(chunk), strict=True):
         batch = normalise(images[which.to(images.device)])
-        embeddings = embed(network, augment(batch, draws, members))
+        embeddings = embed(network, augment(batch, draws, members), compiled)
         total = embeddings.new_zeros(len(chosen), embeddings.shape[1]) if total is None else total
         first, last = int(members[0]), int(members[-1])
         if first == last:
@@ -66,7 +89,7 @@ def real_means(network: ConvNet, images: Tensor, chosen: Sequence[Tensor], draws
     return total / counts.to(total)[:, None]
 
 
-def synthetic_means(network: ConvNet, images: Tensor, draws: Draws) -> Tensor:
+def synthetic_means(network: ConvNet, images: Tensor, draws: Draws, compiled: bool = False) -> Tensor:
     """Mean embedding of each class's synthetic images, augmented, in one pass; the gradient reaches the images.
 
     Args:
@@ -80,7 +103,7 @@ def synthetic_means(network: ConvNet, images: Tensor, draws: Draws) -> Tensor:
     groups = torch.arange(classes).repeat_interleave(len(images) // classes)
     chunk = chunk_size(images)
     parts = [
-        embed(network, augment(part, draws, members))
+        embed(network, augment(part, draws, members), compiled)
         for part, members in zip(images.split(chunk), groups.split(chunk), strict=True)
     ]
     return torch.cat(parts).unflatten(0, (classes, -1)).mean(dim=1)

@@ -46,11 +46,15 @@ def distributions(
         real = None if targets is None else targets.get(step)
         if real is None:
             real = real_means(
-                network, images, [_batch(step, *pair) for pair in zip(classes, members, strict=True)], draws
+                network,
+                images,
+                [_batch(step, *pair) for pair in zip(classes, members, strict=True)],
+                draws,
+                config.compiled,
             )
             if targets is not None:
                 targets[step] = real
-        return dm_loss(real, synthetic_means(network, painted, draws))
+        return dm_loss(real, synthetic_means(network, painted, draws, config.compiled))
 
     def _batch(step: int, label: int, indices: Tensor) -> Tensor:
         order = torch.randperm(len(indices), generator=torch_generator(seed, "real", step, label))

@@ -49,6 +49,7 @@ class Distillation:
     depth: int = 3
     width: int = 128
     augmentations: tuple[str, ...] = OPERATIONS  # one of them a draw
+    compiled: bool = False  # distribution matching's network, by torch.compile
     seed: int = 0
     palette_lr: float = 0.05
     palette_momentum: float = 0.5
@@ -65,6 +66,10 @@ class Distillation:
         for name, values in known:
             if getattr(self, name) not in values:
                 raise ValueError(f"{name} is one of {', '.join(values)}, not {getattr(self, name)!r}")
+        if self.compiled and self.matching == "tm":
+            raise ValueError(
+                "compiled works with distribution matching alone: trajectories need gradients of gradients"
+            )
         if not 2 <= self.colors <= 256:
             raise ValueError(f"colors must be 2 to 256, not {self.colors}")
         if min(self.images_per_class, self.steps, self.batch_real, self.depth, self.width) < 1:

@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,7 +13,9 @@ from adq.models import SMALL, build
 from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
 from ray_jobs.loading import Held, Streamed
-from ray_jobs.workers import Member
+
+if TYPE_CHECKING:  # it loads Ray Train, which not every worker needs
+    from ray_jobs.workers import Member
 
 LARGE_SIDE = 224  # of the networks for large images
 SPEAK_SECONDS = 1.0  # between two notes about progress
@@ -53,7 +56,9 @@ def input_side(side: int) -> int:
     return side if side < SMALL else LARGE_SIDE
 
 
-def fit(member: Member, classifier: Classifier, data: Held | Streamed, identity: str) -> tuple[nn.Module, list[float]]:
+def fit(
+    member: "Member", classifier: Classifier, data: Held | Streamed, identity: str
+) -> tuple[nn.Module, list[float]]:
     """Train, from the group's checkpoint where that is of the same `identity`.
 
     Returns:
@@ -109,7 +114,7 @@ def fit(member: Member, classifier: Classifier, data: Held | Streamed, identity:
 
 
 def count_correct(
-    member: Member, model: nn.Module, data: Held | Streamed, transform: InputTransform, every: int = 1
+    member: "Member", model: nn.Module, data: Held | Streamed, transform: InputTransform, every: int = 1
 ) -> np.ndarray:
     """Whether each image at positions 0, `every`, 2 `every`, ... is classified correctly, by all workers together.
 

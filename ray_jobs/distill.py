@@ -66,6 +66,7 @@ class Distilling:
     threshold: float = option(1.2, "Steps whose loss is larger change nothing.")
     soft_labels: bool = option(False, "Learn a logit for each class of each image, for tm.")
     label_lr: float = option(3.0, "Learning rate of the soft labels.")
+    compile: bool = option(False, "torch.compile for the network of dm: a minute at the start, then faster steps.")
     seed: int = option(0, "Seed of the distillation.")
     workers: int = option(1, "Ray Train workers, each with a GPU on cuda; classes are shared out over them (dm).")
 
@@ -107,7 +108,7 @@ class Distilling:
         return Distillation(
             images_per_class=images_per_class, colors=self.colors_at(side), matching=self.matching, mode=self.mode,
             start=self.start, lam=self.graphcut_weight, steps=self.steps, image_lr=self.image_lr, batch_real=self.batch_real,
-            depth=depth, width=width, seed=self.seed, palette_lr=self.palette_lr,
+            depth=depth, width=width, compiled=self.compile, seed=self.seed, palette_lr=self.palette_lr,
             palette_task_weight=self.palette_task_weight, warmup_epochs=self.warmup_epochs,
             weights=LossWeights(self.maximum_color, self.palette_balance, self.color_assignment),
             trajectories=Trajectories(

@@ -9,6 +9,7 @@ import pyarrow as pa
 from adq.dynamics import Dynamics, short_run
 from adq.extractor import input_transform
 from adq.models import default_backbone
+from adq.randomness import make_repeatable
 from adq.training import default_recipe
 from ray_jobs.actors import map_actors
 from ray_jobs.classifier import Classifier, input_side
@@ -17,7 +18,6 @@ from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.workers import make_repeatable
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job

@@ -3,16 +3,19 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
+from adq.randomness import make_repeatable
 from adq.training import TensorImages, correct, epoch_batches, train
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.classifier import Classifier, Note
-from ray_jobs.job import Job
 from ray_jobs.trainings import Opened, Plan, Training, train_one
-from ray_jobs.workers import make_repeatable
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
 
 RATE_SECONDS = 1.0  # that a network is trained for, to know its rate
 
@@ -79,7 +82,7 @@ def rate(classifier: Classifier, device: str) -> Rate:
     return Rate((steps - 2) * recipe.batch_size / spent, recipe.batch_size / (time.monotonic() - started))
 
 
-def rates(job: Job, plan: Plan, classifiers: Sequence[Classifier], gpus_each: float) -> list[Rate]:
+def rates(job: "Job", plan: Plan, classifiers: Sequence[Classifier], gpus_each: float) -> list[Rate]:
     """Of one worker alone: on a CPU measured here, which needs no process to be started."""
     if job.device == "cuda":
         found: list[list[Rate]] = []
@@ -94,7 +97,7 @@ def rates(job: Job, plan: Plan, classifiers: Sequence[Classifier], gpus_each: fl
 
 
 def pack(
-    job: Job, plan: Plan, pending: Sequence[Training | tuple], gpus_each: float, on_done: Callable[[object], None]
+    job: "Job", plan: Plan, pending: Sequence[Training | tuple], gpus_each: float, on_done: Callable[[object], None]
 ) -> None:
     """Run trainings side by side, each in an actor; what is done is committed, whatever happens to the others.
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -13,7 +14,9 @@ from ray_jobs.ingest import Index
 from ray_jobs.loading import Held, Rows, Streamed, open_set
 from ray_jobs.stages import Stage
 from ray_jobs.store import canonical_json, parquet_table
-from ray_jobs.workers import Member
+
+if TYPE_CHECKING:  # it loads Ray Train, which not every worker needs
+    from ray_jobs.workers import Member
 
 PART = "correct"
 
@@ -84,7 +87,7 @@ class Opened:
         return self._open[role][1]
 
 
-def train_and_test(member: Member, plan: Plan) -> None:
+def train_and_test(member: "Member", plan: Plan) -> None:
     """Every worker of the group: the trainings that are not committed, one after the other."""
     # No worker can finish the first training before all have looked.
     pending = [training for training in plan.trainings if PART not in training.stage.committed()]
@@ -94,7 +97,7 @@ def train_and_test(member: Member, plan: Plan) -> None:
             member.tell(note)
 
 
-def train_one(member: Member, training: Training, opened: Opened) -> Note | None:
+def train_one(member: "Member", training: Training, opened: Opened) -> Note | None:
     """Train, test and commit; what there is to tell, on the first worker."""
     train_set, test_set = opened.train(training), opened.test(training)
     model, losses = fit(member, training.classifier, train_set, training.stage.digest)

@@ -23,6 +23,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
+from adq.randomness import make_repeatable
 from adq.shards import filesystem
 from ray_jobs.stages import Stage
 
@@ -205,13 +206,6 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
                 while True:
                     on_note(notes.get_nowait())
     outcome.result()
-
-
-def make_repeatable(threads: int) -> None:
-    """In this process, the same work gives the same bits, as far as torch can."""
-    torch.set_num_threads(threads)
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU do not repeat
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:

@@ -76,12 +76,13 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--side", type=int, default=32)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="torch.compile, for ours alone")
     wanted = parser.parse_args()
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
     config = Distillation(
         images_per_class=wanted.images_per_class, batch_real=wanted.batch, depth=wanted.depth, width=wanted.width,
-        mode="none", start="random",
+        mode="none", start="random", compiled=wanted.compile,
     )  # fmt: skip
     generator = torch_generator(0, "bench")
     shape = (wanted.classes * 4 * wanted.batch, wanted.side, wanted.side, 3)
@@ -122,7 +123,7 @@ def main() -> None:
         "largest_relative_loss_difference": max(row[3] for row in rows),
         "largest_relative_gradient_difference": max(row[4] for row in rows),
         "threads": torch.get_num_threads(), "device": wanted.device, "width": wanted.width, "batch": wanted.batch,
-        "steps": wanted.steps,
+        "steps": wanted.steps, "compiled": wanted.compile,
     }  # fmt: skip
     print(f"median: plain {result['plain_ms']} ms, ours {result['ours_ms']} ms, {result['ratio']} times as fast")
     print(json.dumps(result, sort_keys=True))

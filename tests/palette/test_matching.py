@@ -134,3 +134,17 @@ def test_the_gradients_of_tm_are_those_of_finite_differences():
 def test_start_epochs_grow_from_the_first_to_the_last():
     starts = [largest_start(step, 100, 2, 12) for step in range(100)]
     assert starts[0] == 2 and starts[25] == 7 and set(starts[50:]) == {12} and starts == sorted(starts)
+
+
+def test_a_compiled_network_gives_the_same_embeddings_and_gradients():
+    for seed in (0, 1):  # the second network is not compiled again
+        network = fresh_network(2, 4, 3, 8, seed, "compiled")
+        images = torch.randn(3, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+        found = []
+        for compiled in (False, True):
+            x = images.clone().requires_grad_(True)
+            embeddings = embed(network, x, compiled)
+            embeddings.square().sum().backward()
+            found.append((embeddings.detach(), x.grad))
+        for plain, fast in zip(*found, strict=True):
+            torch.testing.assert_close(fast, plain, rtol=1e-4, atol=1e-5)
