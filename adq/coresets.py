@@ -15,6 +15,7 @@ from adq.difficulty_coresets import ccs, d2, el2n, forgetting, least_confidence
 from adq.geometry_coresets import facility_location, herding, k_centre, moderate
 from adq.graphcut import graphcut_select
 from adq.pool import Pool, by_class, check, class_totals
+from adq.prefix import prefix
 from adq.prototypes import prototypes, prototypes_easy
 from adq.sampling import class_table, draw
 
@@ -88,6 +89,7 @@ METHODS: dict[str, Method] = {
     "dq": _method(dq, "bins", True, "Zhou et al., ICCV 2023, arXiv 2308.10524"),
     "graphcut": _method(graphcut, "embeddings", False, GRAPHCUT),
     "graphcut-global": _method(graphcut_global, "embeddings", False, GRAPHCUT),
+    "prefix": _method(prefix, "bins", True, "ours: a stratified draw from the head of the GraphCut order"),
     "herding": _method(herding, "embeddings", False, "Welling, ICML 2009; Rebuffi et al., CVPR 2017, arXiv 1611.07725"),
     "k-centre": _method(k_centre, "embeddings", False, "Sener and Savarese, ICLR 2018, arXiv 1708.00489"),
     "moderate": _method(moderate, "embeddings", False, "Xia et al., ICLR 2023"),

@@ -53,7 +53,7 @@ def encode(palettes: np.ndarray, indices: np.ndarray, labels: np.ndarray, classe
     Args:
         palettes: uint8 [N, K, 3], N at least 1, K from 1 to 256. Colours that an image does not use are not stored.
         indices: uint8 [N, H, W], sides up to 1,024 pixels, below K.
-        labels: whole numbers [N] below the number of classes, or float [N, C]: soft labels, stored as float16.
+        labels: whole numbers [N] below the number of classes, or float [N, C]: soft labels (logits), stored as float16.
         classes: C names, 1 to 65,535 of them, each of at most 65,535 bytes in UTF-8.
 
     Returns:

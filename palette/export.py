@@ -10,6 +10,9 @@ from PIL import Image
 
 from palette.codec import check_set
 
+SOFT = "npy"  # the extension of a sample's soft label
+NPY_HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
 
 def png_bytes(palette: np.ndarray, indices: np.ndarray) -> bytes:
     """An indexed PNG of 1, 2, 4 or 8 bits a pixel, of a palette uint8 [K, 3] and indices uint8 [H, W]."""
@@ -30,7 +33,7 @@ def samples(
 
     Yields:
         (key, {"png": an indexed PNG, "cls": the label as a number}). With soft labels, "cls" is the likeliest class (the lowest of
-        equals), and "npy" is the NumPy file of the float16 [C] logits or probabilities.
+        equals), and "npy" is a NumPy file of the C logits, float16 and little endian: see `soft_label`.
 
     Raises:
         ValueError: as encode; or a prefix that is no plain name.
@@ -43,9 +46,36 @@ def samples(
         sample = {"png": png_bytes(palette, image), "cls": str(int(_hard(label))).encode()}
         if labels.ndim == 2:
             buffer = io.BytesIO()
-            np.save(buffer, label, allow_pickle=False)
-            sample["npy"] = buffer.getvalue()
+            np.save(buffer, label.astype("<f2"), allow_pickle=False)
+            sample[SOFT] = buffer.getvalue()
         yield f"{prefix}_{number:0{digits}d}", sample
+
+
+def soft_label(data: bytes, classes: int) -> np.ndarray:
+    """The soft label that a sample's "npy" member holds. Nothing is unpickled, and no size is believed.
+
+    Args:
+        data: a NumPy file of little endian floats, of 2, 4 or 8 bytes each.
+
+    Returns:
+        float64 [classes]: logits, whose softmax are the probabilities of the classes.
+
+    Raises:
+        ValueError: another file, type or shape; a number that is not finite.
+    """
+    stream = io.BytesIO(data)
+    try:
+        shape, _, dtype = NPY_HEADERS[np.lib.format.read_magic(stream)](stream)
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"the soft label is no NumPy file of numbers ({error})") from error
+    if dtype.kind != "f" or dtype.str[0] != "<" or dtype.itemsize > 8 or shape != (classes,):
+        raise ValueError(f"the soft label is {dtype.str} {list(shape)}; expected little endian floats [{classes}]")
+    if len(data) - stream.tell() != classes * dtype.itemsize:
+        raise ValueError(f"the soft label is truncated, or more follows its {classes} numbers")
+    logits = np.frombuffer(data, dtype, offset=stream.tell()).astype(np.float64)
+    if not np.isfinite(logits).all():
+        raise ValueError("the soft label is not finite")
+    return logits
 
 
 def members(samples: Iterable[tuple[str, dict[str, bytes]]]) -> Iterator[tuple[str, bytes]]:

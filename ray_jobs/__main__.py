@@ -210,7 +210,7 @@ def distill(distilling, network, experts, data, compute, place, out):
 @click.option(
     "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figures and every run."
 )
-@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed"))
+@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed", "labels"))
 def compare(comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Compare selection methods: networks trained on what each keeps, differences to random and DQ with their intervals."""
     run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)

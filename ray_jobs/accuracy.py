@@ -18,7 +18,7 @@ class Accuracy:
     set: str
     arch: str
     images: int
-    bytes: int
+    bytes: int  # of the images and the labels that are trained on
     top1: tuple[float, ...]
 
     @property

@@ -8,10 +8,12 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+import numpy as np
 import pyarrow as pa
 
 from adq.extractor import InputTransform, input_transform
 from adq.training import Recipe, default_recipe
+from palette.export import SOFT
 from ray_jobs import ingest, recipe_files
 from ray_jobs.accuracy import accuracies, as_text
 from ray_jobs.classifier import Classifier, input_side
@@ -21,11 +23,14 @@ from ray_jobs.loading import MEMORY_GB, Rows, how_to_hold, order_kind
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Data, Place, option
 from ray_jobs.recorder import Recorder
+from ray_jobs.shard_reader import has_soft_labels, member_bytes
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.trainings import PART, Plan, Training, facts_of, train_and_test
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, run_group
 
-VERSION = 1
+VERSION = 1  # of a training
+TABLE = 2  # of the table
+LABELS = ("hard", "soft", "both")
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,12 @@ class Evaluation:
         0, "Side in pixels at which networks see the images; 0: the test images' own below 96, else 224."
     )
     width: int = option(128, "Channels of a ConvNet whose name gives none.")
+    labels: str = option(
+        "hard",
+        f"What is trained on: hard labels, soft ones (logits, a .{SOFT} member of each sample), or both, a row each. Tests count "
+        "hard ones.",
+        LABELS,
+    )
     workers: int = option(1, "Ray Train workers, each with a GPU on cuda; they share every training.")
     memory: float = option(MEMORY_GB, "Gigabytes of images that a worker holds; larger sets stream from their shards.")
 
@@ -64,6 +75,8 @@ class Evaluation:
         for name in ("train_batch", "lr", "image_size", "memory"):
             if getattr(self, name) < 0:
                 raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)}: expected 0 or more")
+        if self.labels not in LABELS:
+            raise ValueError(f"--labels {self.labels}: expected one of {', '.join(LABELS)}")
         if self.recipe is not None:
             recipe_files.read(self.recipe)
 
@@ -97,20 +110,23 @@ def evaluate(
         test: held-out images.
 
     Returns:
-        set, arch, seed, images, bytes (of the image files), top1, train_loss; a row a training.
+        set, arch, seed, images, bytes (of the image files and the labels that are trained on), top1, train_loss; a row a
+        training. Where a set is trained on both kinds of labels, its name says which.
 
     Raises:
-        ValueError: classes that differ, images that cannot be decoded, workers that the cluster cannot hold.
+        ValueError: classes that differ, images that cannot be decoded, soft labels that are asked for and missing or none,
+            workers that the cluster cannot hold.
         FloatingPointError: a training diverged.
     """
     for name, index in sets.items():
-        check_classes(name, index, test)
-    every = range(options.seeds)
-    plan = planned(job, [Wanted(name, index, every) for name, index in sets.items()], test, options)
+        check_classes(name, index, test, warn=options.labels != "soft")
+    every = [Wanted(name, index, range(options.seeds)) for name, index in sets.items()]
+    plan = planned(job, [one for each in every for one in labelled(each, options.labels)], test, options)
+    names = [f.name for f in fields(options) if f.name not in ("memory", "labels")]  # the trainings say which labels
     stage = Stage(
-        job.store, "evaluate", VERSION,
+        job.store, "evaluate", TABLE,
         inputs={training.name: training.stage.digest for training in plan.trainings},
-        config={f.name: getattr(options, f.name) for f in fields(options) if f.name != "memory"} | {"device": job.device},
+        config={name: getattr(options, name) for name in names} | {"device": job.device},
     )  # fmt: skip
     recorder = Recorder(job, plan)
 
@@ -133,8 +149,8 @@ def evaluate(
     return job.stage(stage, work, "trainings", log).table("accuracy")
 
 
-def check_classes(name: str, index: Index, test: Index) -> None:
-    """Raises ValueError where the classes differ; warns of classes without images."""
+def check_classes(name: str, index: Index, test: Index, warn: bool = True) -> None:
+    """Raises ValueError where the classes differ; warns of classes without images, which soft labels may teach all the same."""
     if index.classes != test.classes:
         differ = [c for c in (*index.classes, *test.classes) if (c in index.classes) != (c in test.classes)]
         raise ValueError(
@@ -142,7 +158,8 @@ def check_classes(name: str, index: Index, test: Index) -> None:
             f"in this order; {'they differ in ' + ', '.join(differ[:5]) if differ else 'the order differs'}; see --classes"
         )
     counts = index.manifest.summary["class_counts"]
-    if missing := [c for c, count in zip(index.classes, counts, strict=True) if not count]:
+    missing = [c for c, count in zip(index.classes, counts, strict=True) if not count]
+    if warn and missing:
         print(f"warning: {name} has no images of {', '.join(missing[:5])}; they cannot be learnt from it", flush=True)
 
 
@@ -154,36 +171,69 @@ class Wanted:
     index: Index
     seeds: Iterable[int]
     rows: Rows | None = None  # all
+    soft: bool = False  # trained on soft labels
+
+    @property
+    def labels(self) -> str:
+        """The extension of the labels that are trained on."""
+        return SOFT if self.soft else self.index.labels.extension
+
+
+def labelled(wanted: Wanted, labels: str) -> list[Wanted]:
+    """A set with the labels of `Evaluation.labels`: with both, twice where it has soft ones, else with hard ones alone.
+
+    Raises:
+        ValueError: soft labels are asked for and there are none; an image without one beside others; no logits. Names the key.
+    """
+    if labels == "hard":
+        return [wanted]
+    if has_soft_labels(wanted.index):
+        soft = replace(wanted, soft=True)
+        both = [replace(one, name=f"{one.name}, {kind} labels") for one, kind in ((wanted, "hard"), (soft, "soft"))]
+        return [soft] if labels == "soft" else both
+    if labels == "soft":
+        raise ValueError(
+            f"--labels soft: {wanted.index.data.root} has none: no sample has a .{SOFT} member (distill --matching tm "
+            "--soft-labels writes them); use --labels hard, or both"
+        )
+    return [wanted]
 
 
 def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation) -> Plan:
-    """The trainings of each set, network and seed; nothing is read yet."""
+    """The trainings of each set, network and seed; no shard is read yet."""
     side = options.image_size or input_side(test.side)
     trainings, test_how = [], {}
+    label_bytes: dict[tuple[str, str], np.ndarray] = {}
     for one in wanted:
+        labels = one.index.manifest.content, one.labels
+        if labels not in label_bytes:
+            label_bytes[labels] = member_bytes(one.index, one.labels)
         for arch in options.archs(job.device):
             transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
             how, rows = _held(one, transform, options.memory)
+            sizes = label_bytes[labels] if rows is None else label_bytes[labels][rows.positions]
             test_how[side] = how_to_hold(test, transform, options.memory)
             for seed in one.seeds:
                 classifier = Classifier(arch, len(test.classes), options.width, transform, recipe, seed)
                 config = classifier.config() | {
                     "order": order_kind(how), "test_order": order_kind(test_how[side]), "workers": options.workers,
                     "threads": job.compute.threads, "device": job.device,
-                }  # fmt: skip
+                } | ({"labels": "soft"} if one.soft else {})  # fmt: skip
                 inputs = {"train": one.index.manifest.content, "test": test.manifest.content}
                 inputs |= {"rows": rows.digest} if rows else {}
                 stage = Stage(job.store, "training", VERSION, inputs, config)
-                trainings.append(Training(one.name, replace(one.index), classifier, how, stage, rows))
+                found = Training(one.name, replace(one.index), classifier, how, stage, rows, one.soft, int(sizes.sum()))
+                trainings.append(found)
     return Plan(tuple(trainings), replace(test), test_how)
 
 
 def _held(wanted: Wanted, transform: InputTransform, memory: float) -> tuple[str, Rows | None]:
     """How a worker holds a set; a part of one is read by itself where the whole would not fit."""
-    how = how_to_hold(wanted.index, transform, memory)
+    soft_classes = len(wanted.index.classes) if wanted.soft else 0
+    how = how_to_hold(wanted.index, transform, memory, soft_classes)
     if wanted.rows is None or how != "streamed":
         return how, wanted.rows
-    how = how_to_hold(wanted.rows, transform, memory)
+    how = how_to_hold(wanted.rows, transform, memory, soft_classes)
     if how == "streamed":
         raise ValueError(
             f"{wanted.name}: {wanted.rows.images:,} images, {wanted.rows.image_bytes / 1e9:.1f} GB, do not fit into --memory "
@@ -201,7 +251,7 @@ def finish(training: Training) -> dict:
         )
     return {
         "set": training.set, "arch": training.classifier.arch, "seed": training.classifier.seed,
-        "images": training.count, "bytes": training.image_bytes, "top1": facts["top1"],
+        "images": training.count, "bytes": training.payload, "top1": facts["top1"],
         "train_loss": facts["losses"][-1],
     }  # fmt: skip
 

@@ -40,9 +40,11 @@ class Rows:
         return len(self.positions)
 
 
-def how_to_hold(what: Index | Rows, transform: InputTransform, memory_gb: float = MEMORY_GB) -> str:
-    """decoded, encoded or streamed: the first for which the images fit into `memory_gb`."""
-    budget = memory_gb * 1e9
+def how_to_hold(
+    what: Index | Rows, transform: InputTransform, memory_gb: float = MEMORY_GB, soft_classes: int = 0
+) -> str:
+    """decoded, encoded or streamed: the first for which the images, and soft labels of so many classes, fit into `memory_gb`."""
+    budget = memory_gb * 1e9 - what.images * 4 * soft_classes
     if what.images * 3 * transform.crop**2 <= budget:
         return "decoded"
     return "encoded" if what.image_bytes <= budget else "streamed"
@@ -59,7 +61,7 @@ class EncodedImages:
 
     reader: ShardReader
     samples: list[Encoded]  # by position among those that are held
-    labels: np.ndarray
+    labels: np.ndarray  # int64 [N], or float32 [N, C] of soft ones
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
@@ -74,7 +76,7 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Held:
-    """A set in memory, in the order of the index. `dropped` rows of the index could not be decoded."""
+    """A set in memory, in the order of the index, with hard or soft labels. `dropped` rows of the index could not be decoded."""
 
     images: ImageSet
     keys: list[str]
@@ -115,7 +117,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A set that is read from its shards anew in each epoch."""
+    """A set that is read from its shards anew in each epoch; its soft labels are, too: `labels` are always the hard ones."""
 
     reader: ShardReader
     dropped = 0  # an image that cannot be decoded is always an error here
@@ -144,8 +146,7 @@ class Streamed:
         with ThreadPoolExecutor(self.reader.threads) as pool:
             for size, count in zip(sizes, counts, strict=True):
                 batch = list(islice(samples, size))
-                labels = self.labels[[position for position, _ in batch]] if batch else np.zeros(0, dtype=np.int64)
-                yield self.reader.decoded(batch, pool), torch.from_numpy(labels), count
+                yield self.reader.decoded(batch, pool), self.reader.batch_labels(batch), count
 
     def _between(self, shards: Iterable[str], first: int, last: int) -> Iterator[Encoded]:
         """Samples `first` to `last` of the concatenated shards; shards outside are not opened."""
@@ -160,10 +161,10 @@ class Streamed:
     def share(self, rank: int, world: int, every: int = 1) -> Iterator[tuple[np.ndarray, Tensor]]:
         """As `Held.share`; the worker's interval is one of the shards' order."""
         samples = self._between(sorted(self.reader.positions), *interval(len(self.labels), rank, world))
-        wanted = (sample for sample in samples if sample[0] % every == 0)
+        wanted = (sample for sample in samples if sample.position % every == 0)
         with ThreadPoolExecutor(self.reader.threads) as pool:
             while batch := list(islice(wanted, SHARE_BATCH)):
-                yield np.array([position for position, _ in batch]), self.reader.decoded(batch, pool)
+                yield np.array([sample.position for sample in batch]), self.reader.decoded(batch, pool)
 
 
 def interval(count: int, rank: int, world: int) -> tuple[int, int]:
@@ -196,6 +197,7 @@ def open_set(
     threads: int,
     leave_out: bool = False,
     rows: np.ndarray | None = None,
+    soft: bool = False,
 ) -> Held | Streamed:
     """The images of an index at a network's input resolution.
 
@@ -204,11 +206,13 @@ def open_set(
         threads: that decode.
         leave_out: drop images that cannot be decoded instead of failing; a stream always fails.
         rows: rows of the index that are wanted, ascending; all by default, and always all of a stream.
+        soft: batches have soft labels, float32 [b, C], which every sample must hold.
 
     Raises:
-        ValueError: images that cannot be decoded, with key and shard; shards that changed since ingest.
+        ValueError: images that cannot be decoded and soft labels that are none, with key and shard; shards that changed since
+            ingest. A stream raises it when it comes to them.
     """
-    reader = ShardReader(replace(index), transform, threads)
+    reader = ShardReader(replace(index), transform, threads, soft)
     if how == "streamed":
         return Streamed(reader)
     rows = np.arange(len(reader.keys)) if rows is None else rows
@@ -216,15 +220,18 @@ def open_set(
     place[rows] = np.arange(len(rows))
     side = transform.crop
     images = torch.zeros((len(rows), 3, side, side) if how == "decoded" else (0,), dtype=torch.uint8)
+    probabilities = np.zeros((len(rows), len(index.classes) if soft else 0), dtype=np.float32)
     samples: list[Encoded | None] = [None] * len(rows)
     failed: dict[int, UndecodableImage] = {}
 
     def keep(sample: Encoded) -> None:
-        position = sample[0]
+        position = sample.position
         if place[position] < 0:
             return
+        if soft:
+            probabilities[place[position]] = reader.probabilities(sample)
         if how == "encoded":
-            samples[place[position]] = sample
+            samples[place[position]] = sample._replace(soft=b"")
             if not leave_out:
                 return
         image = reader.decode(sample)
@@ -241,7 +248,8 @@ def open_set(
     if not leave_out:
         reader.check(failed)
     good = np.array([p for p in rows if p not in failed], dtype=np.int64)
-    keys, labels = [reader.keys[p] for p in good], reader.labels[good]
+    keys = [reader.keys[p] for p in good]
+    labels = probabilities[place[good]] if soft else reader.labels[good]
     if how == "encoded":
         return Held(EncodedImages(reader, [samples[place[p]] for p in good], labels), keys, len(failed))
     return Held(TensorImages(images[place[good]] if failed else images, labels), keys, len(failed))

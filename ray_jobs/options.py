@@ -98,6 +98,7 @@ class Selection:
     score_norm: str = option("minmax", "How scores are brought to one scale over the bins.", ("minmax", "zscore"))
     alpha: float = option(0.65, "Weight of the importance: 0 is exactly DQ, 1 is importance alone.")
     allocation: str = option("share", "share respects --keep; literal is eq. 10 as printed; code is the published code's rule.", ALLOCATIONS)  # fmt: skip
+    depth: float = option(0.0, "Share of the GraphCut order from which prefix draws; 0: wider, the more is kept.")
     balance: str = option(
         "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
     )
@@ -109,6 +110,8 @@ class Selection:
             raise ValueError(f"--keep {self.keep}: expected a share of the images above 0 and up to 1, e.g. 0.1")
         if not 0 <= self.alpha <= 1:
             raise ValueError(f"--alpha {self.alpha}: expected 0 (DQ) to 1")
+        if not 0 <= self.depth <= 1:
+            raise ValueError(f"--depth {self.depth}: expected 0 (by --keep) to 1")
         if self.bins < 1:
             raise ValueError(f"--bins {self.bins}: expected 1 or more")
         if not self.temperature > 0:

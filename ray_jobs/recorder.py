@@ -54,7 +54,7 @@ class Recorder:
         facts, index, test = facts_of(training), training.index, self.plan.test
         run = self.runs.pop(training.name, None) or self._child(training)
         run.metric_series((epoch, {"train_loss": loss}) for epoch, loss in enumerate(facts["losses"], 1))
-        run.metrics({"top1": facts["top1"], "images": training.count, "bytes": training.image_bytes})
+        run.metrics({"top1": facts["top1"], "images": training.count, "bytes": training.payload})
         content = index.manifest.content if training.rows is None else training.rows.digest
         run.dataset(training.set, index.data.root, content, "train", training.count)
         run.dataset("test", test.data.root, test.manifest.content, "test", test.images)
@@ -67,5 +67,5 @@ class Recorder:
         params |= {name: training.stage.config[name] for name in ("workers", "threads", "device", "order")}
         digest = sha256(canonical_json([training.set, training.stage.digest]))
         parent = self.parents.get(training.name, self.job.run)
-        params |= {"image_size": classifier.transform.crop}
+        params |= {"image_size": classifier.transform.crop, "labels": "soft" if training.soft else "hard"}
         return self.job.tracker.run(training.name, digest, parent=parent.id, params=params)

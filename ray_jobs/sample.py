@@ -67,6 +67,8 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
         config |= {"balance": selection.balance}
     if method in ("adq", *CONTROLS):
         config |= {"alpha": selection.alpha, "allocation": selection.allocation}
+    if method == "prefix":
+        config |= {"depth": selection.depth or "by the keep ratio"}
     inputs = {"index": index.manifest.content} | seen.contents(method)
     stage = Stage(job.store, "sample", VERSION, inputs, config)
 
@@ -91,7 +93,10 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
             chosen = draw(pool.keys, number, pool.labels, quota, selection.seed)
         else:
             chosen = np.zeros(len(pool.keys), dtype=bool)
-            chosen[METHODS[method].function(pool, kept(selection.keep, len(pool.keys)), selection.seed)] = True
+            settings = {"depth": selection.depth} if method == "prefix" and selection.depth else {}
+            chosen[METHODS[method].function(pool, kept(selection.keep, len(pool.keys)), selection.seed, **settings)] = (
+                True
+            )
             quota = np.zeros_like(sizes)
             np.add.at(quota, (number[chosen], pool.labels[chosen]), 1)
         drawn = np.zeros_like(sizes)

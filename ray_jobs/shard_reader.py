@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import Tensor
@@ -15,12 +16,20 @@ from torch import Tensor
 from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
-from adq.shards import join, read_samples
+from adq.shards import join, read_ranges, read_samples
+from palette.export import SOFT, soft_label
 from ray_jobs.ingest import Index
 
 SHOWN = 10  # undecodable images that an error lists
+LOOKED_AT = 16  # soft labels of a set that are read before anything is trained
 
-Encoded = tuple[int, bytes]  # position in the index, image file
+
+class Encoded(NamedTuple):
+    """A sample as its shard holds it."""
+
+    position: int  # row of the index
+    image: bytes
+    soft: bytes = b""  # the member of its soft label, where that is asked for
 
 
 class Members(NamedTuple):
@@ -33,9 +42,8 @@ class Members(NamedTuple):
 
 def image_members(index: Index) -> Members:
     """Where the images of an index lie, and how large they are."""
-    members = index.table()["members"].combine_chunks()
-    inner, parents = members.flatten(), pc.list_parent_indices(members)
-    is_image = pc.match_substring_regex(pc.struct_field(inner, "name"), f"(?i)\\.({'|'.join(index.image_ext)})$")
+    inner, parents = _flat(index)
+    is_image = _with_extension(inner, *index.image_ext)
     rows = parents.filter(is_image).to_numpy()
     sizes = pc.struct_field(inner, "size")
     found = Members(*(np.zeros(index.table().num_rows, dtype=np.int64) for _ in Members._fields))
@@ -45,6 +53,66 @@ def image_members(index: Index) -> Members:
     return found
 
 
+def member_bytes(index: Index, extension: str) -> np.ndarray:
+    """Bytes of every row's member with an extension, int64 [N]; 0 where there is none."""
+    inner, parents = _flat(index)
+    wanted = _with_extension(inner, extension)
+    found = np.zeros(index.table().num_rows, dtype=np.int64)
+    found[parents.filter(wanted).to_numpy()] = pc.struct_field(inner, "size").filter(wanted).to_numpy()
+    return found
+
+
+def _flat(index: Index) -> tuple[pa.StructArray, pa.Array]:
+    """All members of an index, and the row of each."""
+    members = index.table()["members"].combine_chunks()
+    return members.flatten(), pc.list_parent_indices(members)
+
+
+def _with_extension(members: pa.StructArray, *extensions: str) -> pa.BooleanArray:
+    return pc.match_substring_regex(pc.struct_field(members, "name"), f"(?i)\\.({'|'.join(extensions)})$")
+
+
+def has_soft_labels(index: Index) -> bool:
+    """Whether the images of a set have soft labels, by its index; the first of them are read.
+
+    Raises:
+        ValueError: some images have one and others have none; the first ones are no logits of the classes. Names the key.
+    """
+    there, table = member_bytes(index, SOFT) > 0, index.table()
+    if not there.any():
+        return False
+    if not there.all():
+        raise ValueError(
+            f"{_where(index, int(there.argmin()))} has no soft label (.{SOFT} member), as {(~there).sum():,} of {len(there):,} "
+            "images; give every image one, or use --labels hard"
+        )
+    first = []
+    for row, sample in enumerate(table.slice(0, LOOKED_AT).to_pylist()):
+        member = next(m for m in sample["members"] if m["name"].lower().endswith(f".{SOFT}"))
+        (data,) = read_ranges(index.data, sample["shard"], [(member["offset"], member["size"])])
+        first.append(_logits(index, row, data))
+    if all((logits >= 0).all() and abs(logits.sum() - 1) < 0.002 for logits in first):
+        raise ValueError(
+            f"{_where(index, 0)} and the next ones hold probabilities; a soft label is C logits, whose softmax is taken: "
+            "store the probabilities' logarithms"
+        )
+    return True
+
+
+def _logits(index: Index, row: int, data: bytes) -> np.ndarray:
+    if not data:
+        raise ValueError(f"{_where(index, row)} has no soft label (.{SOFT} member); see --labels")
+    try:
+        return soft_label(data, len(index.classes))
+    except ValueError as error:
+        raise ValueError(f"{_where(index, row)}: {error}; see --labels") from error
+
+
+def _where(index: Index, row: int) -> str:
+    table = index.table()
+    return f"{join(index.data.root, table['shard'][row].as_py())}: key {table['key'][row].as_py()!r}"
+
+
 @dataclass(frozen=True)
 class ShardReader:
     """The samples of an index, by shard; positions are rows of the index."""
@@ -52,6 +120,7 @@ class ShardReader:
     index: Index
     transform: InputTransform
     threads: int
+    soft: bool = False  # soft labels are read along
 
     @cached_property
     def keys(self) -> list[str]:
@@ -75,36 +144,48 @@ class ShardReader:
         """Samples `first` to `last` of a shard. Raises ValueError where it is not what was ingested."""
         expected = self.positions[shard][:last]
         given = 0
-        for sample in islice(read_samples(self.index.data, shard, self.index.image_ext), len(expected)):
+        wanted = (*self.index.image_ext, SOFT) if self.soft else self.index.image_ext
+        for sample in islice(read_samples(self.index.data, shard, wanted), len(expected)):
             position = int(expected[given])
             if self.index.key(shard, sample["__key__"]) != self.keys[position]:
                 break
             given += 1
             if given > first:
-                yield position, next(sample[ext] for ext in self.index.image_ext if ext in sample)
+                image = next(sample[ext] for ext in self.index.image_ext if ext in sample)
+                yield Encoded(position, image, sample.get(SOFT, b"") if self.soft else b"")
         if given < len(expected):
             raise ValueError(f"{join(self.index.data.root, shard)}: changed since ingest; run again to ingest it anew")
 
     def decode(self, sample: Encoded) -> Tensor | UndecodableImage:
         """uint8 [3, S, S], or why there is none."""
         try:
-            return load(sample[1], self.transform)
+            return load(sample.image, self.transform)
         except UndecodableImage as error:
             return error
 
     def decoded(self, samples: Sequence[Encoded], pool: ThreadPoolExecutor) -> Tensor:
         """uint8 [b, 3, S, S]. Raises ValueError for an undecodable image, with its key and shard."""
         images = list(pool.map(self.decode, samples))
-        self.check({p: image for (p, _), image in zip(samples, images, strict=True) if not isinstance(image, Tensor)})
+        pairs = zip(samples, images, strict=True)
+        self.check({sample.position: image for sample, image in pairs if not isinstance(image, Tensor)})
         return torch.stack(images) if images else torch.zeros((0, 3, *[self.transform.crop] * 2), dtype=torch.uint8)
+
+    def probabilities(self, sample: Encoded) -> np.ndarray:
+        """Its soft label, float32 [C]. Raises ValueError for one that is none, with its key and shard."""
+        logits = _logits(self.index, sample.position, sample.soft)
+        shares = np.exp(logits - logits.max())
+        return (shares / shares.sum()).astype(np.float32)
+
+    def batch_labels(self, samples: Sequence[Encoded]) -> Tensor:
+        """int64 [b], or float32 [b, C] of soft ones. Raises ValueError as `probabilities`."""
+        if not self.soft:
+            return torch.from_numpy(self.labels[np.array([sample.position for sample in samples], dtype=np.int64)])
+        rows = np.array([self.probabilities(sample) for sample in samples], dtype=np.float32)
+        return torch.from_numpy(rows.reshape(len(samples), len(self.index.classes)))
 
     def check(self, failed: dict[int, UndecodableImage]) -> None:
         if not failed:
             return
-        shards = self.index.table()["shard"]
-        lines = [
-            f"{join(self.index.data.root, shards[p].as_py())}: key {self.keys[p]!r} cannot be decoded ({error})"
-            for p, error in sorted(failed.items())
-        ]
+        lines = [f"{_where(self.index, p)} cannot be decoded ({error})" for p, error in sorted(failed.items())]
         more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
         raise ValueError("\n  ".join(lines[:SHOWN]) + more + "\nmend these images, or leave them out of the shards")

@@ -31,6 +31,8 @@ class Training:
     how: str
     stage: Stage
     rows: Rows | None = None  # all
+    soft: bool = False  # trained on soft labels
+    label_bytes: int = 0  # of the labels that are trained on
 
     @property
     def name(self) -> str:
@@ -42,8 +44,9 @@ class Training:
         return (self.rows or self.index).images
 
     @property
-    def image_bytes(self) -> int:
-        return (self.rows or self.index).image_bytes
+    def payload(self) -> int:
+        """Bytes of the image files and of the labels that are trained on, as the shards hold them."""
+        return (self.rows or self.index).image_bytes + self.label_bytes
 
     @property
     def images(self) -> int:
@@ -79,11 +82,12 @@ class Opened:
 
     def _set(self, role: str, index: Index, training: Training, how: str, rows: Rows | None = None) -> Held | Streamed:
         transform = training.classifier.transform
-        wanted = (index.manifest.content, transform, rows.digest if rows else None)
+        soft = training.soft and role == "train"  # tests count hard labels
+        wanted = (index.manifest.content, transform, rows.digest if rows else None, soft)
         if role not in self._open or self._open[role][0] != wanted:
             self._open.pop(role, None)  # before the next one takes memory
             positions = None if rows is None else rows.positions
-            self._open[role] = wanted, open_set(index, transform, how, self.threads, rows=positions)
+            self._open[role] = wanted, open_set(index, transform, how, self.threads, rows=positions, soft=soft)
         return self._open[role][1]
 
 

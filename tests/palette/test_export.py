@@ -10,7 +10,7 @@ from adq.images import decode as decode_image
 from adq.index import Labels, scan
 from adq.shards import DataSet, read_samples, tar_bytes
 from palette.codec import decode, encode
-from palette.export import members, png_bytes, samples, write_pngs
+from palette.export import members, png_bytes, samples, soft_label, write_pngs
 from palette.quantize import median_cut, paint
 from tests.palette.images import few_colours, noise
 
@@ -66,8 +66,42 @@ def test_soft_labels_go_along_and_the_likeliest_is_the_class(made):
     found = list(samples(made[0], made[1], soft, CLASSES))
     assert [int(sample["cls"]) for _, sample in found] == [1, 0, 0, 1, 2, 0]
     read = np.stack([np.load(io.BytesIO(sample["npy"]), allow_pickle=False) for _, sample in found])
-    assert read.dtype == np.float16
+    assert read.dtype == np.dtype("<f2")
     np.testing.assert_array_equal(read, soft.astype(np.float16))
+    np.testing.assert_array_equal(read, [soft_label(sample["npy"], 3) for _, sample in found])
+
+
+def npy(values, kind: str = "<f2") -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.array(values, dtype=kind), allow_pickle=kind == "O")
+    return stream.getvalue()
+
+
+def test_a_soft_label_is_read_in_each_width():
+    for kind in ("<f2", "<f4", "<f8"):
+        assert soft_label(npy([0.5, -2, 0], kind), 3).tolist() == [0.5, -2, 0]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "no NumPy file"),
+        (b"\x93NUMPY\x09\x00", "no NumPy file"),
+        (npy([0, 1, 2])[:60], "no NumPy file"),
+        (npy([1, 2, 3], "O"), r"\|O \[3\]; expected little endian floats \[3\]"),
+        (npy([0, 1]), r"<f2 \[2\]; expected"),
+        (npy([[0, 1, 2]]), r"<f2 \[1, 3\]"),
+        (npy([0, 1, 2], "<i8"), "<i8"),
+        (npy([0, 1, 2], ">f4"), ">f4"),
+        (npy([0, 1, 2])[:-1], "truncated"),
+        (npy([0, 1, 2]) + b"x", "more follows"),
+        (npy([0, np.nan, 2]), "not finite"),
+        (npy([0, np.inf, 2]), "not finite"),
+    ],
+)
+def test_what_is_no_soft_label_is_refused(data, message):
+    with pytest.raises(ValueError, match=message):
+        soft_label(data, 3)
 
 
 def test_pngs_lie_in_a_folder_for_each_class(made, tmp_path):

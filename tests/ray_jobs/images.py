@@ -21,18 +21,22 @@ def drawn(start: int, stop: int, split: str = "train") -> list[tuple[str, bytes,
 
 
 def index_of(
-    shards: Mapping[str, list[tuple[str, bytes, int]]],
+    shards: Mapping[str, list[tuple]],
     folder: Path,
     classes: tuple[str, ...] = CLASSES,
     twin: bool = False,
 ) -> Index:
-    """Write shards of (key, image bytes, label) and index them. A twin is the same data set under another digest."""
+    """Write shards of (key, image bytes, label), or with a soft label's bytes, and index them.
+
+    A twin is the same data set under another digest.
+    """
     folder.mkdir(parents=True)
     labels, rows = Labels("cls", classes), []
     for name, samples in shards.items():
         members = []
-        for key, image, label in samples:
+        for key, image, label, *soft in samples:
             members += [(f"{key}.png", image), (f"{key}.cls", str(label).encode())]
+            members += [(f"{key}.npy", data) for data in soft]
         (folder / name).write_bytes(tar_bytes(members))
         with open_file(str(folder / name)) as stream:
             found = scan(stream, stream.size(), name, labels)
@@ -40,7 +44,7 @@ def index_of(
     columns = zip(*sorted(rows), strict=True)
     table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
     counts = [table["label"].to_pylist().count(label) for label in range(len(classes))]
-    size = sum(len(image) for samples in shards.values() for _, image, _ in samples)
+    size = sum(len(image) for samples in shards.values() for _, image, *_ in samples)
     summary = {
         "images": len(rows), "class_names": list(classes), "class_counts": counts, "side": 32, "image_bytes": size,
     }  # fmt: skip

@@ -3,15 +3,24 @@
 import os
 import signal
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from adq.extractor import input_transform
+from adq.training import TensorImages, correct, epoch_batches
+from adq.training import train as fit
 from palette.codec import decode
 from palette.experts import train_expert
+from palette.quantize import paint
 from ray_jobs import distilling, experts, ingest
+from ray_jobs import evaluate as evaluation
+from ray_jobs.classifier import Classifier
 from ray_jobs.distill import stages
+from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.experts import Experts, Network, Trainer, run, train, trajectory
 from ray_jobs.job import opened
 from ray_jobs.loading import open_set
@@ -112,6 +121,37 @@ def test_trajectories_are_matched_with_the_experts_of_the_command(
     history = done["distill"].table("history")
     assert {"loss", "step_size", "skipped", "colors_used"} <= set(history.column_names)
     assert history["step"].to_pylist() == [1, 2, 3, 4]
+
+
+def test_learned_soft_labels_are_trained_on(job, shards, tmp_path, monkeypatch):
+    monkeypatch.setattr(distilling, "run_group", one_by_one)
+    monkeypatch.setattr(evaluation, "run_group", one_by_one)
+    out = tmp_path / "out"
+    learned = {"matching": "tm", "last_start": 1, "student_steps": 3, "steps": 4, "soft_labels": True, "threshold": 9.0}
+    stages(job, wanted(shards, out, **learned))
+    train_set, test_set = (ingest.run(job, Data(data=(str(place),)), False) for place in (out, shards))
+    options = Evaluation("convnet-d3", seeds=1, steps=6, train_batch=8, width=8, labels="both")
+    hard, soft = evaluate(job, {"set": train_set}, test_set, options).to_pylist()
+    assert (hard["set"], soft["set"]) == ("set, hard labels", "set, soft labels")
+    png, cls, npy = (
+        sum(len(d) for name, d in members(out).items() if name.endswith(ext)) for ext in ("png", "cls", "npy")
+    )
+    assert (hard["bytes"], soft["bytes"]) == (png + cls, png + npy)
+
+    palettes, indices, logits, _ = decode((out / "distilled.tessera").read_bytes())
+    images = paint(torch.from_numpy(palettes), torch.from_numpy(indices)).permute(0, 3, 1, 2).contiguous()
+    probabilities = torch.from_numpy(logits.astype(float)).softmax(dim=1).float().numpy()
+    transform = input_transform("convnet-d3", 32)
+    tests = open_set(test_set, transform, "decoded", 1)
+    for row, labels in ((hard, logits.argmax(axis=1)), (soft, probabilities)):
+        recipe, losses = options.recipe_for("convnet-d3", 32), []
+        model, given = Classifier("convnet-d3", 10, 8, transform, recipe, 0).build(), TensorImages(images, labels)
+        with one_thread():
+            batches = partial(epoch_batches, given, recipe, 0)
+            fit(model, batches, 3, recipe, transform, 0, "cpu", on_step=lambda _, loss, own=losses: own.append(loss))
+            right = correct(model, tests.images, np.arange(test_set.images), transform, "cpu")
+        assert (row["train_loss"], row["top1"]) == (np.mean(losses[3:]), right.mean())
+    assert hard["train_loss"] != soft["train_loss"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,182 @@
+"""Soft labels from shards to trainings, without a cluster: which label goes with which image, and what is no label."""
+
+import io
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from adq.images import decode
+from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
+from ray_jobs import loading
+from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
+from ray_jobs.ingest import Index
+from ray_jobs.loading import Rows, how_to_hold, open_set
+from ray_jobs.shard_reader import has_soft_labels, image_members
+from ray_jobs.store import Store
+from ray_jobs.trainings import Opened, facts_of, train_and_test
+from tests.ray_jobs.distilling import Alone, one_thread
+from tests.ray_jobs.images import drawn, index_of
+from tests.ray_jobs.test_loading import RECIPE, TRANSFORM, WAYS, WORLDS, positions
+
+LOGITS = np.random.default_rng(0).normal(size=(45, 3)).astype(np.float16)
+PROBABILITIES = torch.from_numpy(LOGITS.astype(np.float64)).softmax(dim=1).float()
+
+
+def npy(values) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, np.asarray(values))
+    return stream.getvalue()
+
+
+def soft_samples(count: int = 45, changed: dict[int, tuple] | None = None) -> list[tuple]:
+    """Drawn images with LOGITS, each in its order; `changed` are the members of some that have others."""
+    return [(*one, *(changed or {}).get(i, (npy(LOGITS[i]),))) for i, one in enumerate(drawn(0, count))]
+
+
+@pytest.fixture(scope="module")
+def soft(tmp_path_factory) -> Index:
+    """45 images with soft labels in shards whose keys are not in the order of the shards."""
+    samples = soft_samples()
+    mixed = [samples[i] for i in np.random.default_rng(1).permutation(45)]
+    return index_of(
+        {"b.tar": mixed[:20], "a.tar": mixed[20:44], "c.tar": mixed[44:]}, tmp_path_factory.mktemp("a") / "d"
+    )
+
+
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory) -> Index:
+    return index_of({"a.tar": drawn(0, 12, "test")}, tmp_path_factory.mktemp("b") / "data")
+
+
+@pytest.fixture(autouse=True)
+def small_buffer(monkeypatch):
+    monkeypatch.setattr(loading, "SHUFFLE", 6)
+
+
+@WAYS
+@WORLDS
+def test_every_image_comes_with_its_own_soft_label_in_the_order_of_hard_ones(soft, how, world):
+    data, hard = (open_set(soft, TRANSFORM, how, threads=2, soft=kind) for kind in (True, False))
+    for rank in range(world):
+        given = [list(kind.epoch(RECIPE, 3, 1, rank, world)) for kind in (data, hard)]
+        for (images, labels, count), (same, _, same_count) in zip(*given, strict=True):
+            assert torch.equal(images, same) and count == same_count
+            assert labels.dtype == torch.float32 and torch.equal(labels, PROBABILITIES[positions(hard, images)])
+
+
+@pytest.mark.parametrize("how", ["decoded", "encoded"])
+def test_a_part_of_a_set_keeps_its_soft_labels(soft, how):
+    rows = np.array([0, 7, 30, 44])
+    some, taken = (
+        open_set(soft, TRANSFORM, how, 1, rows=rows, soft=True),
+        open_set(soft, TRANSFORM, how, 1, soft=True).take(rows),
+    )
+    for held in (some, taken):
+        np.testing.assert_array_equal(held.labels, PROBABILITIES[rows])
+
+
+def test_a_worker_without_images_in_a_step_has_a_soft_label_of_no_rows(tmp_path):
+    data = open_set(index_of({"a.tar": soft_samples(8)}, tmp_path / "data"), TRANSFORM, "streamed", 1, soft=True)
+    assert [tuple(labels.shape) for _, labels, _ in data.epoch(RECIPE, 0, 0, rank=2, world=3)] == [(2, 3), (0, 3)]
+
+
+def test_soft_labels_count_among_what_is_held(soft):
+    image = 3 * 32 * 32
+    assert how_to_hold(soft, TRANSFORM, 45 * image / 1e9, soft_classes=0) == "decoded"
+    assert how_to_hold(soft, TRANSFORM, 45 * image / 1e9, soft_classes=3) == "encoded"
+    assert how_to_hold(soft, TRANSFORM, 45 * (image + 12) / 1e9, soft_classes=3) == "decoded"
+
+
+@WAYS
+@pytest.mark.parametrize(
+    ("members", "message"),
+    [
+        ((), r" has no soft label \(\.npy member\)"),
+        ((npy(LOGITS[0, :2]),), r": the soft label is <f2 \[2\]; expected little endian floats \[3\]"),
+        ((npy([0, np.nan, 1]),), ": the soft label is not finite"),
+        ((npy(np.array([{}] * 3)),), r": the soft label is \|O \[3\]"),
+    ],
+)
+def test_what_is_no_soft_label_is_named(tmp_path, how, members, message):
+    samples = soft_samples(20, changed={18: members})
+    index = index_of({"a.tar": samples[:3], "b.tar": samples[3:]}, tmp_path / "data")
+    with pytest.raises(ValueError, match=rf"b\.tar: key 'image0018'{message}"):
+        list(open_set(index, TRANSFORM, how, 1, soft=True).epoch(RECIPE, 0, 0, 0, 1))
+    assert len(list(open_set(index, TRANSFORM, how, 1).epoch(RECIPE, 0, 0, 0, 1))) == 3  # hard labels need none of it
+
+
+def test_what_a_set_has_is_known_before_anything_is_trained(soft, held_out, tmp_path):
+    assert has_soft_labels(soft) and not has_soft_labels(held_out)
+    broken = {
+        "missing": ({3: ()}, r"a\.tar: key 'image0003' has no soft label \(\.npy member\), as 1 of 20 images"),
+        "long": ({3: (npy(np.zeros(4, np.float32)),)}, r"key 'image0003': the soft label is <f4 \[4\]"),
+        "nan": ({0: (npy([np.nan, 0, 0]),)}, "key 'image0000': the soft label is not finite"),
+        "shares": (
+            {i: (npy(PROBABILITIES[i]),) for i in range(20)},
+            "key 'image0000' and the next ones hold probabilities",
+        ),
+    }
+    for name, (changed, message) in broken.items():
+        index = index_of({"a.tar": soft_samples(20, changed)}, tmp_path / name)
+        for labels in ("soft", "both"):
+            with pytest.raises(ValueError, match=message):
+                labelled(Wanted(name, index, [0]), labels)
+        assert labelled(Wanted(name, index, [0]), "hard") == [Wanted(name, index, [0])]
+
+
+def test_a_row_for_each_kind_of_labels_that_a_set_has(soft, held_out):
+    one, other = Wanted("one", soft, [0]), Wanted("other", held_out, [0])
+    assert labelled(one, "both") == [
+        replace(one, name="one, hard labels"),
+        replace(one, name="one, soft labels", soft=True),
+    ]
+    assert labelled(one, "soft") == [replace(one, soft=True)]
+    assert labelled(other, "both") == [other]
+    with pytest.raises(ValueError, match=r"--labels soft: .*data has none: no sample has a \.npy member"):
+        labelled(other, "soft")
+    with pytest.raises(ValueError, match="--labels learned: expected one of hard, soft, both"):
+        Evaluation(labels="learned")
+
+
+@pytest.fixture
+def job(tmp_path):
+    """What a plan asks of a job."""
+    return SimpleNamespace(store=Store(str(tmp_path / "store")), device="cpu", compute=SimpleNamespace(threads=1))
+
+
+def test_the_kind_of_labels_is_part_of_a_result_and_hard_ones_keep_theirs(job, soft, held_out):
+    options = Evaluation("convnet-d3", seeds=1, steps=3, width=8)
+    plan = planned(job, labelled(Wanted("set", soft, [0]), "both"), held_out, options)
+    hard, learned = plan.trainings
+    assert "labels" not in hard.stage.config
+    assert learned.stage.config == hard.stage.config | {"labels": "soft"}
+    assert hard.payload == soft.image_bytes + 45
+    assert learned.payload == soft.image_bytes + 45 * len(npy(LOGITS[0]))
+    assert hard.payload + learned.payload == image_members(soft).payload.sum() + soft.image_bytes
+    rows = Rows(np.arange(5), "digest", 1000)
+    assert planned(job, [Wanted("few", soft, [0], rows)], held_out, options).trainings[0].payload == 1005
+
+
+def test_soft_labels_train_as_the_tensors_themselves_do(job, soft, held_out):
+    options = Evaluation("convnet-d3", seeds=1, steps=12, train_batch=10, width=8)
+    plan = planned(job, labelled(Wanted("set", soft, [0]), "both"), held_out, options)
+    images = torch.stack([torch.from_numpy(np.array(decode(image))).permute(2, 0, 1) for _, image, _ in drawn(0, 45)])
+    with one_thread():
+        train_and_test(Alone(0, 1, "cpu", 1, 60, lambda note: None), plan)
+        direct = []
+        for labels in (np.arange(45) % 3, PROBABILITIES.numpy()):
+            data, classifier, losses = TensorImages(images, labels), plan.trainings[0].classifier, []
+            train(
+                classifier.build(), lambda epoch, data=data: epoch_batches(data, plan.trainings[0].classifier.recipe, 0, epoch),
+                steps_per_epoch(45, 10), classifier.recipe, classifier.transform, 0, "cpu",
+                on_step=lambda _, loss, losses=losses: losses.append(loss),
+            )  # fmt: skip
+            direct.append([float(np.mean(losses[start : start + 5])) for start in range(0, 12, 5)])
+    assert [facts_of(training)["losses"] for training in plan.trainings] == direct
+    assert direct[0] != direct[1]
+    opened = Opened(plan, 1)
+    assert opened.train(plan.trainings[1]).labels.shape == (45, 3)
+    assert opened.test(plan.trainings[1]).labels.shape == (12,)  # hard, always
