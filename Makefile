@@ -22,7 +22,7 @@ demo: env
 
 test: env
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder tests/ray_jobs tests
 
 lint: env
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .

@@ -79,4 +79,4 @@ def _slots(job: Job, grid: Grid, side: int) -> int:
     fits = job.cluster.cpus / threads
     if job.device == "cuda":
         fits = min(fits, job.cluster.gpus / gpus_each(grid, side))
-    return max(1, int(fits))
+    return max(1, min(int(fits), job.compute.actors or int(fits)))
