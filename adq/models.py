@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adq.small_networks import small_alexnet, small_vgg11
 
 SMALL = 96
+LARGE_SIDE = 224  # at which images from there on are seen, unless asked otherwise
 OWN = (
     "resnet18", "resnet50", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3", "convnet-d4", "convnet-d5", "vgg11", "alexnet",
 )  # fmt: skip

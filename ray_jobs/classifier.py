@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from adq.extractor import InputTransform
-from adq.models import SMALL, build
+from adq.models import LARGE_SIDE, SMALL, build
 from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
 from ray_jobs.loading import Held, Streamed
@@ -17,7 +17,6 @@ from ray_jobs.loading import Held, Streamed
 if TYPE_CHECKING:  # it loads Ray Train, which not every worker needs
     from ray_jobs.workers import Member
 
-LARGE_SIDE = 224  # of the networks for large images
 SPEAK_SECONDS = 1.0  # between two notes about progress
 
 

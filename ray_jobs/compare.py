@@ -47,7 +47,7 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
             return
         selected = Selected(job, index, grid)
         wanted, outcomes = [], {}
-        for seed in range(grid.evaluation.seeds):
+        for seed in grid.seeds:
             for keep in shares:
                 for variant in variants:
                     rows, outcome = selected.of(variant, keep, seed)

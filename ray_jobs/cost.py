@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from adq.extractor import input_transform
-from adq.models import SMALL, default_backbone
+from adq.models import SMALL
 from adq.sampling import kept
 from adq.training import default_recipe, steps_per_epoch
 from ray_jobs import sample
@@ -35,8 +35,8 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
     features = "embeddings" in needed and not grid.backbone.embeddings
     epochs = _epochs(grid, index)
     if features:
-        backbone = grid.backbone.backbone or default_backbone(index.side, job.device)
-        shape = input_transform(backbone, input_side(index.side))
+        backbone = grid.backbone.name(index.side, job.device)
+        shape = input_transform(backbone, grid.backbone.side(index.side))
         asked.append(
             Classifier(backbone, len(index.classes), 0, shape, default_recipe(backbone, shape.crop, max(epochs, 1)), 0)
         )
@@ -67,7 +67,7 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
 
 def _epochs(grid: Grid, index: Index) -> int:
     """Epochs for which the extractor is trained here."""
-    source = grid.backbone.weights or ("DEFAULT" if index.side >= SMALL else "train:10")
+    source = grid.backbone.weights or ("DEFAULT" if grid.backbone.side(index.side) >= SMALL else "train:10")
     return int(source.partition(":")[2]) if source.startswith("train:") else 0
 
 

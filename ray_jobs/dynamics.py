@@ -8,11 +8,10 @@ import pyarrow as pa
 
 from adq.dynamics import Dynamics, short_run
 from adq.extractor import input_transform
-from adq.models import default_backbone
 from adq.randomness import make_repeatable
 from adq.training import default_recipe
 from ray_jobs.actors import map_actors
-from ray_jobs.classifier import Classifier, input_side
+from ray_jobs.classifier import Classifier
 from ray_jobs.ingest import Index
 from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
@@ -59,8 +58,7 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
     Raises:
         ValueError: the images do not fit a worker's memory; some cannot be decoded and may not be left out.
     """
-    arch = backbone.backbone or default_backbone(index.side, job.device)
-    side = input_side(index.side)
+    arch, side = backbone.name(index.side, job.device), backbone.side(index.side)
     transform = input_transform(arch, side)
     recipe = default_recipe(arch, side, EPOCHS)
     classifier = Classifier(arch, len(index.classes), 0, transform, recipe, backbone.feature_seed)

@@ -33,6 +33,7 @@ class Comparison:
     extractors: int = option(
         0, "Extractors; seed s uses number s modulo this. 0: one a seed where they are trained here, else one."
     )
+    first_seed: int = option(0, "The first of the --seeds: fresh ones for a run that is to confirm another.")
     gpus_per_training: float = option(0.0, "Share of a GPU for a training; 0: a quarter below 96 px, else a whole one.")
     estimate: bool = option(False, "Say what the grid costs, and stop.")
 
@@ -93,13 +94,17 @@ class Grid:
         parts = (self.comparison, self.evaluation, self.data, self.selection, self.backbone)
         return ["compare", *map(asdict, parts), self.test]
 
+    @property
+    def seeds(self) -> range:
+        return range(self.comparison.first_seed, self.comparison.first_seed + self.evaluation.seeds)
+
     @cached_property
     def variants(self) -> list[Variant]:
         return self.comparison.variants(self.selection)
 
     def extractors(self, index: Index) -> int:
         """How many extractors there are."""
-        source = self.backbone.weights or ("DEFAULT" if index.side >= SMALL else "train")
+        source = self.backbone.weights or ("DEFAULT" if self.backbone.side(index.side) >= SMALL else "train")
         trained = source.startswith("train") and not self.backbone.embeddings
         return self.comparison.extractors or (self.evaluation.seeds if trained else 1)
 

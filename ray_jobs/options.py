@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from adq.controls import CONTROLS
 from adq.coresets import METHODS
 from adq.images import EXTENSIONS
+from adq.models import LARGE_SIDE, SMALL, default_backbone
 from adq.sampling import ALLOCATIONS, BALANCES
 
 
@@ -71,6 +72,9 @@ class Backbone:
 
     backbone: str | None = option(None, "Network by name. [default: vit_b_16 from 96 px; below, resnet18 on GPUs and convnet-d3-w64 on CPUs]", metavar="NAME")  # fmt: skip
     weights: str | None = option(None, "torchvision's name (IMAGENET1K_V1), a local file, or train:EPOCHS on the data itself. [default: DEFAULT of torchvision from 96 px; below, train:10]", metavar="NAME|FILE|train:EPOCHS")  # fmt: skip
+    feature_size: int = option(
+        0, "Side in pixels at which the backbone sees the images; 0: the images' own below 96, else 224."
+    )
     feature_seed: int = option(0, "Seed of the backbone's training and of the augmented views.")
     train_workers: int = option(1, "Ray Train workers where the backbone is trained.")
     embeddings: str | None = option(None, "Your own embeddings for the bins: .npy in key order, or Parquet with key and embedding.", metavar="FILE")  # fmt: skip
@@ -78,6 +82,16 @@ class Backbone:
     def __post_init__(self):
         if self.train_workers < 1:
             raise ValueError(f"--train-workers {self.train_workers}: expected 1 or more")
+        if self.feature_size < 0:
+            raise ValueError(f"--feature-size {self.feature_size}: expected a side in pixels, or 0")
+
+    def name(self, side: int, device: str) -> str:
+        """The network, for images of this side."""
+        return self.backbone or default_backbone(self.feature_size or side, device)
+
+    def side(self, side: int) -> int:
+        """The side at which the backbone sees images of this side."""
+        return self.feature_size or (side if side < SMALL else LARGE_SIDE)
 
 
 @dataclass(frozen=True)

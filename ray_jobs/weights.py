@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from adq.extractor import InputTransform, head_size, input_transform, load_weights, torchvision_state
-from adq.models import LARGE_FORMS, SMALL, build, default_backbone, zoo
+from adq.models import LARGE_FORMS, SMALL, build, zoo
 from adq.shards import absolute, file_info, open_file
 from adq.training import default_recipe
-from ray_jobs.classifier import Classifier, Note, count_correct, fit, input_side
+from ray_jobs.classifier import Classifier, Note, count_correct, fit
 from ray_jobs.ingest import Index
 from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
@@ -64,24 +64,24 @@ def run(job: "Job", index: Index, backbone: Backbone) -> Extractor:
         ValueError: unknown names, weights that do not fit the network, a file that holds more than tensors.
         FileNotFoundError: --weights is neither a name, nor a file, nor train:EPOCHS.
     """
-    arch = backbone.backbone or default_backbone(index.side, job.device)
-    source = backbone.weights or ("DEFAULT" if index.side >= SMALL else f"train:{DEFAULT_EPOCHS}")
+    arch, side = backbone.name(index.side, job.device), backbone.side(index.side)
+    source = backbone.weights or ("DEFAULT" if side >= SMALL else f"train:{DEFAULT_EPOCHS}")
     if trained := re.fullmatch(r"train:(\d+)", source):
-        return _train(job, index, arch, int(trained[1]), backbone.train_workers, backbone.feature_seed)
+        return _train(job, index, arch, side, int(trained[1]), backbone.train_workers, backbone.feature_seed)
     if file_info(absolute(source)).is_file:
-        return _from_file(job, index, arch, absolute(source))
+        return _from_file(job, arch, side, absolute(source))
     if not re.fullmatch(r"[A-Z][A-Z0-9_]*", source):
         raise FileNotFoundError(
             f"--weights {source}: no such file; give a file, torchvision's name (IMAGENET1K_V1, DEFAULT) or train:EPOCHS"
         )
-    transform = input_transform(arch, input_side(index.side), source)
+    transform = input_transform(arch, side, source)
     return _loaded(job, arch, transform, source, {}, lambda: torchvision_state(arch, source))
 
 
-def _from_file(job: "Job", index: Index, arch: str, path: str) -> Extractor:
+def _from_file(job: "Job", arch: str, side: int, path: str) -> Extractor:
     with open_file(path) as stream:
         data = stream.read()
-    transform = input_transform(arch, input_side(index.side), _published_name(arch, path))
+    transform = input_transform(arch, side, _published_name(arch, path))
     return _loaded(job, arch, transform, path, {"file": sha256(data)}, lambda: read_weights(data, path))
 
 
@@ -136,8 +136,7 @@ def _published_name(arch: str, path: str) -> str | None:
     return next((w.name for w in weights if w.url.rsplit("/", 1)[-1] == file), None)
 
 
-def _train(job: "Job", index: Index, arch: str, epochs: int, workers: int, seed: int) -> Extractor:
-    side = input_side(index.side)
+def _train(job: "Job", index: Index, arch: str, side: int, epochs: int, workers: int, seed: int) -> Extractor:
     transform = input_transform(arch, side)
     recipe = default_recipe(arch, side, epochs)
     classifier = Classifier(arch, len(index.classes), 0, transform, recipe, seed)
