@@ -105,20 +105,24 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
     """A Markdown table that also reads well on a terminal; top-1 and differences in per cent with 95 % intervals.
 
     Args:
-        links: addresses behind the accuracies, by (method, keep, network).
+        links: addresses behind the accuracies, by (method, keep, network); listed below the table.
     """
     lines = [HEADINGS]
-    for cell in found:
+    for number, cell in enumerate(found, 1):
         top1 = f"{100 * cell.mean:.1f}" + _plus_minus(cell.half_interval)
         if links:
-            top1 = f"[{top1}]({links[cell.method, cell.keep, cell.arch]})"
+            top1 = f"[{top1}][{number}]"
         lines.append((
             cell.arch, cell.method, f"{100 * cell.keep:g} %", f"{cell.images:,}", as_bytes(cell.payload), top1,
             _difference(cell.over_random), _difference(cell.over_dq), f"{100 * cell.moved:.1f} %" if cell.moved else "",
             f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "", str(cell.seeds),
         ))  # fmt: skip
     empty = [i for i in range(len(HEADINGS)) if i > 1 and not any(line[i] for line in lines[1:])]
-    return markdown([[cell for i, cell in enumerate(line) if i not in empty] for line in lines], left=2)
+    table = markdown([[cell for i, cell in enumerate(line) if i not in empty] for line in lines], left=2)
+    if not links:
+        return table
+    addresses = [f"[{number}]: {links[cell.method, cell.keep, cell.arch]}" for number, cell in enumerate(found, 1)]
+    return "\n".join([table, "", *addresses])
 
 
 def _plus_minus(half: float) -> str:

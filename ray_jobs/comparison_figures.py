@@ -26,7 +26,7 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
     shares = sorted({cell.keep for cell in found})
     place = {share: number for number, share in enumerate(shares)}
     beside = "random" in methods and len(methods) > 1
-    fig = Figure((WIDTH * 1.2, 5.0), dpi=DPI, layout=layout())
+    fig = Figure((WIDTH * 1.2, 5.4), dpi=DPI, layout=layout())
     axes = fig.subplots(1, 2 if beside else 1, squeeze=False)[0]
     spread = 0.5 / max(1, len(methods))
     for number, method in enumerate(methods):
@@ -45,13 +45,13 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
         if beside and method != "random":
             means, halves = np.array([cell.over_random for cell in mine]).T * 100
             axes[1].errorbar(at, means, yerr=np.nan_to_num(halves), **style)
-    title(axes[0], f"{arch}: accuracy over the share of images kept")
-    axes[0].set_ylabel("top-1 of the last epoch, %")
-    axes[0].legend(frameon=False, fontsize=9)
+    title(axes[0], f"{arch}: top-1 of the last epoch")
+    axes[0].set_ylabel("per cent")
+    fig.legend(loc="outside lower center", ncols=min(len(methods), 6), frameon=False, fontsize=9)
     if beside:
         axes[1].axhline(0, color=GREY, linewidth=1.5)
-        title(axes[1], "over random, seed by seed")
-        axes[1].set_ylabel("difference in points")
+        title(axes[1], "above random, seed by seed")
+        axes[1].set_ylabel("points")
     for one in axes:
         one.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
         one.set_xlabel("images kept")

@@ -134,14 +134,16 @@ def test_differences_are_taken_seed_by_seed():
     assert dq.half_interval == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
     assert math.isnan(random.over_random[0]) and random.over_dq[0] == pytest.approx(-0.05)
     text = as_table([random, dq], {(c.method, c.keep, c.arch): f"http://x/{c.method}" for c in (random, dq)})
-    assert "[35.0 ± 24.8](http://x/dq)" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
+    assert (
+        "[35.0 ± 24.8][2] |" in text and "\n[2]: http://x/dq" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
+    )
     assert "moved" not in text and "GPU" not in text  # columns with nothing in them
 
 
 def test_the_figure_shows_every_method(tmp_path):
     done = [outcome(m, s, 0.2 + 0.1 * s, keep) for m in ("random", "dq", "adq") for s in (0, 1) for keep in (0.1, 0.5)]
     figure = accuracy_over_keep(cells(done), "net")
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["random", "dq", "adq"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "dq", "adq"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
     figure.savefig(tmp_path / "figure.png")
     assert runs_table(done, ["a"] * 10).num_rows == len(done)

@@ -90,7 +90,7 @@ def test_kills_in_stage_after_stage_leave_the_same_bytes(calm, shards, tmp_path)
     """One pipeline through the command line, killed in its stages in turn, and run to its end."""
     store, out = tmp_path / "store", tmp_path / "out"
     arguments = command([str(shards)], store, out, *BACKBONE, "--batch-size", "64", "--actors", "1")
-    stages = ("ingest", "weights", "extract", "ratios", "write")  # all nine: python -m tests.bench.kills
+    stages = ("extract", "ratios", "write")  # all nine: python -m tests.bench.kills
     killed = [stage for stage in stages if kill_when(arguments, begun(store, out, stage), limit=200)]
     finish(arguments)
     assert killed == list(stages)
