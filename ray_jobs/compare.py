@@ -13,7 +13,7 @@ from ray_jobs import ingest
 from ray_jobs.comparison import Cell, cells, report
 from ray_jobs.cost import estimate, gpus_each
 from ray_jobs.evaluate import Wanted, check_classes, finish, planned
-from ray_jobs.grid import Grid, Selected
+from ray_jobs.grid import Grid, Selected, further_set
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
@@ -26,7 +26,7 @@ from ray_jobs.workers import Group, run_group
 
 def run(grid: Grid, compute: Compute, place: Place) -> None:
     """The command: estimate, select, train, and write the table, the figure and every run to --out."""
-    shares, variants = grid.comparison.shares(), grid.variants
+    shares, variants, _ = grid.comparison.shares(), grid.variants, grid.named_sets
     store = Store.at(grid.out)
     store.check_writable()
     with opened(place, compute, "compare", grid.identity()) as job:
@@ -55,6 +55,10 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
                     wanted.append(Wanted(name, index, [seed], rows))
                     outcomes[name, seed] = outcome
         print(f"selected      {len(wanted)} sets", flush=True)
+        for name, shards in grid.named_sets.items():
+            own, each = further_set(job, name, shards, grid, index, test)
+            wanted.append(Wanted(f"{name} keep {each[0].keep:g}", own, grid.seeds))
+            outcomes |= {(wanted[-1].name, one.seed): one for one in each}
         plan = planned(job, wanted, test, grid.evaluation)
         with _cell_runs(job, grid, plan, outcomes) as runs:
             _train(job, grid, plan, runs)
@@ -91,9 +95,10 @@ def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dic
             outcome = outcomes[training.set, training.classifier.seed]
             name = f"{training.set} {training.classifier.arch}"
             if name not in runs:
-                settings = asdict(replace(variants[outcome.method].selection, keep=outcome.keep))
+                variant = variants.get(outcome.method)
+                settings = asdict(variant.selection) if variant else {"method": "none"}
                 params = {k: v for k, v in settings.items() if k != "seed"} | {
-                    "set": outcome.method, "arch": training.classifier.arch, "seeds": grid.evaluation.seeds,
+                    "set": outcome.method, "keep": outcome.keep, "arch": training.classifier.arch, "seeds": grid.evaluation.seeds,
                 }  # fmt: skip
                 digest = sha256(canonical_json([grid.identity(), name]))
                 runs[name] = stack.enter_context(job.child(name, digest, params))

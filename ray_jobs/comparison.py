@@ -113,7 +113,7 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
         if links:
             top1 = f"[{top1}][{number}]"
         lines.append((
-            cell.arch, cell.method, f"{100 * cell.keep:g} %", f"{cell.images:,}", as_bytes(cell.payload), top1,
+            cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload), top1,
             _difference(cell.over_random), _difference(cell.over_dq), f"{100 * cell.moved:.1f} %" if cell.moved else "",
             f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "", str(cell.seeds),
         ))  # fmt: skip

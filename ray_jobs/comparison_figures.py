@@ -53,7 +53,7 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
         title(axes[1], "above random, seed by seed")
         axes[1].set_ylabel("points")
     for one in axes:
-        one.set_xticks(range(len(shares)), [f"{100 * share:g} %" for share in shares])
+        one.set_xticks(range(len(shares)), [f"{100 * share:.3g} %" for share in shares])
         one.set_xlabel("images kept")
         one.grid(axis="y", color="#E6E6E6")
         one.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

@@ -7,16 +7,17 @@ import pyarrow.compute as pc
 
 from adq.controls import CONTROLS
 from adq.models import SMALL
-from ray_jobs import sample
+from ray_jobs import ingest, sample
+from ray_jobs.cluster import check_paths
 from ray_jobs.comparison import Outcome
-from ray_jobs.evaluate import Evaluation
+from ray_jobs.evaluate import Evaluation, check_classes
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
 from ray_jobs.options import Backbone, Data, Selection, option
 from ray_jobs.seen import Sources, gpu_seconds
 from ray_jobs.shard_reader import image_members
-from ray_jobs.store import canonical_json, sha256
+from ray_jobs.store import Store, canonical_json, sha256
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,9 @@ class Comparison:
         "random,dq,adq", "Methods; settings of one after colons: adq:alpha=1, dq:scope=global.", metavar="NAME,NAME:SETTING=VALUE"
     )  # fmt: skip
     keep: str = option("0.1", "Shares of the images that are kept.", metavar="SHARE,SHARE")
+    sets: tuple[str, ...] = option(
+        (), "A set of its own beside the methods, such as a distilled one.", metavar="NAME=SHARDS"
+    )
     without_controls: bool = option(
         False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to adq."
     )
@@ -102,11 +106,36 @@ class Grid:
     def variants(self) -> list[Variant]:
         return self.comparison.variants(self.selection)
 
+    @cached_property
+    def named_sets(self) -> dict[str, str]:
+        """Where the shards of each further set lie, by its name."""
+        given = self.comparison.sets
+        found = dict(entry.partition("=")[::2] for entry in given)
+        taken = {variant.name for variant in self.variants}
+        if len(found) < len(given) or not all(found) or not all(found.values()) or taken & set(found):
+            raise ValueError(f"--sets {' '.join(given)}: expected NAME=SHARDS, each with a name of its own")
+        return found
+
     def extractors(self, index: Index) -> int:
         """How many extractors there are."""
         source = self.backbone.weights or ("DEFAULT" if self.backbone.side(index.side) >= SMALL else "train")
         trained = source.startswith("train") and not self.backbone.embeddings
         return self.comparison.extractors or (self.evaluation.seeds if trained else 1)
+
+
+def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test: Index) -> tuple[Index, list[Outcome]]:
+    """A set that no method of the grid selects, and its outcomes; the payload of a distilled one is its container's.
+
+    Raises:
+        ValueError: its classes are not those of the test images.
+    """
+    check_paths(sets=place)
+    index = ingest.run(job, replace(grid.data, data=(place,)), False, name)
+    check_classes(name, index, test)
+    ours = Store.at(index.data.root).read_json(".tessera/manifest.json") or {"summary": {}}
+    payload = ours["summary"].get("payload_bytes") or int(image_members(index).payload.sum())
+    share = index.images / source.images
+    return index, [Outcome(name, share, seed, 0, index.images, payload, 0.0, 0.0, 0.0) for seed in grid.seeds]
 
 
 class Selected:

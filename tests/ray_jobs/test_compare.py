@@ -17,12 +17,13 @@ from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
+OWN = "own"  # a set that no method selected
 NETWORK = "convnet-d3-w8"
 BACKBONE = Backbone(backbone=NETWORK, weights="train:1")
 
 
 def grid(shards, out, **changes) -> Grid:
-    comparison = Comparison(METHODS, keep="0.05,0.1", extractors=1)
+    comparison = Comparison(METHODS, keep="0.05,0.1", sets=(f"{OWN}={shards}/part-000001.tar",), extractors=1)
     evaluation = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32)
     data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
     return Grid(replace(comparison, **changes), evaluation, data, Selection(), BACKBONE, test, str(out))
@@ -39,8 +40,10 @@ def compared(cluster, shards, tmp_path_factory):
 def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(compared, shards):
     runs = parquet_table((compared / "out" / "runs.parquet").read_bytes())
     rows = runs.to_pylist()
-    assert len(rows) == 5 * 2 * 2 and {row["method"] for row in rows} == set(METHODS.split(","))
-    assert {row["images"] for row in rows} == {38, 75}
+    assert len(rows) == 5 * 2 * 2 + 2 and {row["method"] for row in rows} == {*METHODS.split(","), OWN}
+    assert {row["images"] for row in rows if row["method"] != OWN} == {38, 75}
+    own = [row for row in rows if row["method"] == OWN]
+    assert [(row["images"], row["keep"], row["seed"]) for row in own] == [(250, 1 / 3, 0), (250, 1 / 3, 1)]
     keys = runs.schema.metadata[b"test_keys"].decode().split("\n")
     for row in rows:
         correct = np.unpackbits(np.frombuffer(row["correct"], np.uint8))[: len(keys)]
@@ -69,7 +72,7 @@ def test_cells_hold_their_trainings_in_mlflow_and_the_table_links_to_them(compar
     assert {run.info.run_name for run in below} == {f"dq keep 0.1 {NETWORK} seed {seed}" for seed in (0, 1)}
     assert np.mean([run.data.metrics["top1"] for run in below]) == pytest.approx(cell.data.metrics["top1"])
     table = (compared / "out" / "table.md").read_text()
-    assert cell.info.run_id in table and table.count("| convnet-d3-w8") == 10
+    assert cell.info.run_id in table and table.count("| convnet-d3-w8") == 11
     assert (compared / "out" / f"{NETWORK}.png").stat().st_size > 10_000
     adq = by_name[f"adq:alpha=1:bins=5 keep 0.1 {NETWORK}"].data
     assert adq.params["alpha"] == "1.0" and adq.params["bins"] == "5" and adq.metrics["moved"] > 0
@@ -80,12 +83,12 @@ def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch,
     monkeypatch.setattr(compare, "pack", lambda *_: pytest.fail("trains again"))
     compare.run(grid(shards, compared / "out"), Compute(device="cpu"), Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
-    assert "0 networks, 20 done before" in said and "| over random" in said
+    assert "0 networks, 22 done before" in said and "| over random" in said
     assert (compared / "out" / "runs.parquet").read_bytes() == before
 
 
 def test_an_estimate_trains_nothing(compared, shards, capsys):
-    wanted = grid(shards, compared / "estimate", methods="random,adq", estimate=True)
+    wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True)
     compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
     assert "5 sets x 2 keep ratios x 2 seeds x 1 networks: 20 trainings" in said and "cost" in said
@@ -108,6 +111,12 @@ def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, kee
     with pytest.raises(ValueError, match=message):
         wanted = grid(shards, compared / "wrong", methods=methods, keep=keep)
         compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
+
+
+@pytest.mark.parametrize("sets", [("own",), ("=here",), ("random=here",), ("own=here", "own=there")])
+def test_further_sets_need_names_of_their_own(shards, sets):
+    with pytest.raises(ValueError, match="expected NAME=SHARDS, each with a name of its own"):
+        _ = grid(shards, "out", sets=sets).named_sets
 
 
 def test_controls_come_with_adq():
