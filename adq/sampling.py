@@ -172,16 +172,3 @@ def draw(keys: list[str], bins: np.ndarray, labels: np.ndarray, table: np.ndarra
     chosen = np.zeros(len(keys), dtype=bool)
     chosen[grouped] = place < table.ravel()[sorted_cell]
     return chosen
-
-
-def in_pick_order(keys: list[str], bins: np.ndarray, ranks: np.ndarray, total: int, seed: int = 0) -> np.ndarray:
-    """Plain GraphCut: images in (bin, rank) order until the total is reached; classes at the same rank by a seeded hash.
-
-    Returns:
-        bool [N].
-    """
-    tie = np.empty(len(keys), dtype=np.int64)
-    tie[key_order(keys, seed, "graphcut")] = np.arange(len(keys))
-    chosen = np.zeros(len(keys), dtype=bool)
-    chosen[np.lexsort((tie, ranks, bins))[:total]] = True
-    return chosen

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adq.sampling import NESTED_FROM, class_table, draw, in_pick_order, kept, moved, quotas, shares
+from adq.sampling import NESTED_FROM, class_table, draw, kept, moved, quotas, shares
 
 KEEPS = (0.001, 0.003, 0.01, 0.05, 0.1, 0.125, 0.2, 0.3, 0.5, 0.6, 0.9, 0.999, 1.0)
 
@@ -123,11 +123,6 @@ def test_draws_are_heads_of_one_permutation():
     np.testing.assert_array_equal(again, large[shuffled])
     assert (draw(keys, bins, labels, table, seed=2) != large).any()
     assert small.sum() == 60
-
-
-def test_pick_order_takes_early_bins_first():
-    bins, ranks = np.array([1, 0, 0, 1]), np.array([2, 1, 0, 3])
-    assert in_pick_order(["a", "b", "c", "d"], bins, ranks, 3).tolist() == [True, True, True, False]
 
 
 def test_moved_is_a_total_variation():

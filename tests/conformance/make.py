@@ -17,7 +17,7 @@ from adq.diversity import cosines, diversity, ratios
 from adq.graphcut import graphcut_bins, graphcut_select
 from adq.importance import importance, normalize
 from adq.randomness import key_order, numpy_generator, seed_of
-from adq.sampling import draw, in_pick_order, quotas, shares
+from adq.sampling import draw, quotas, shares
 from adq.texture import texture_level
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -151,10 +151,8 @@ def _draws(arrays: dict[str, np.ndarray]) -> dict:
     cases = []
     for seed in SEEDS:
         chosen = draw(keys, bins, arrays["labels"], table, seed)
-        in_order = in_pick_order(keys, bins, ranks, 25, seed)
         cases.append({
             "seed": seed, "order": key_order(keys, seed, "draw").tolist(), "drawn": np.flatnonzero(chosen).tolist(),
-            "graphcut": np.flatnonzero(in_order).tolist(), "total": 25,
         })  # fmt: skip
     return {
         "hashes": hashes,

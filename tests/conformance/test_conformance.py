@@ -219,7 +219,7 @@ def test_hashes_and_draws_by_hand():
     stored = STORED["draws"]
     for case in stored["hashes"]:
         assert hashed(case["seed"], case["purpose"], *case["names"]) == int(case["value"])
-    keys, bins, ranks, labels = stored["keys"], stored["bin"], stored["rank"], INPUTS["labels"].tolist()
+    keys, bins, labels = stored["keys"], stored["bin"], INPUTS["labels"].tolist()
     for case in stored["cases"]:
         order = sorted(range(240), key=lambda n: hashed(case["seed"], "draw", keys[n]))
         assert order == case["order"]
@@ -231,5 +231,3 @@ def test_hashes_and_draws_by_hand():
                 drawn.append(n)
         assert sorted(drawn) == case["drawn"]
         assert not any(map(any, left)), "every cell had enough images"
-        by_rank = sorted(range(240), key=lambda n: (bins[n], ranks[n], hashed(case["seed"], "graphcut", keys[n])))
-        assert sorted(by_rank[: case["total"]]) == case["graphcut"]
