@@ -23,12 +23,13 @@ from ray_jobs.experts import Experts, Network
 from ray_jobs.experts import run as run_experts
 from ray_jobs.grid import Comparison, Grid
 from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
+from ray_jobs.rank import run as run_ranking
 from ray_jobs.selections import Exchange, run_export, run_import
 
 SEVERAL = ("--data", "--train", "--test")
 RENAMED = {"from_path": "from"}
 PLACES = (
-    "data", "train", "test", "from_path", "val_labels", "selection", "to", "out", "store", "classes", "embeddings",
+    "data", "train", "test", "from_path", "val_labels", "selection", "to", "distilled", "out", "store", "classes", "embeddings",
 )  # fmt: skip
 
 
@@ -214,6 +215,17 @@ def distill(distilling, network, experts, data, compute, place, out):
 def compare(comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Compare selection methods: networks trained on what each keeps, differences to random and DQ with their intervals."""
     run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
+
+
+@main.command()
+@click.option(
+    "--distilled", required=True, metavar="SHARDS", help="The distilled set: the --out folder of distill, or shards."
+)
+@click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
+@options(Evaluation, Data, Compute, Place, without=("labels", "skip_corrupt", "batch_size", "graphcut_actors"))
+def rank(evaluation, data, compute, place, distilled, test):
+    """DD-Ranking's label- and augmentation-robust scores of a distilled set, at equal bytes instead of equal images."""
+    run_ranking(distilled, data, test, evaluation, compute, place)
 
 
 @main.command()

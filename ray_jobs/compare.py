@@ -5,7 +5,7 @@ and the same extractor. Selections are rows of the ingested data; no shards are 
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
 from adq.sampling import kept
@@ -61,7 +61,9 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
             outcomes |= {(wanted[-1].name, one.seed): one for one in each}
         plan = planned(job, wanted, test, grid.evaluation)
         with _cell_runs(job, grid, plan, outcomes) as runs:
-            _train(job, grid, plan, runs)
+            parents = {t.name: runs[f"{t.set} {t.classifier.arch}"] for t in plan.trainings}
+            each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
+            train_all(job, plan, grid.evaluation.workers, each, parents)
             done = [
                 replace(outcomes[t.set, t.classifier.seed], arch=t.classifier.arch, top1=facts_of(t)["top1"],
                         correct=correct_of(t), training=t.stage.digest)
@@ -105,9 +107,13 @@ def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dic
         yield runs
 
 
-def _train(job: Job, grid: Grid, plan: Plan, runs: dict[str, Run]) -> None:
-    """What is not trained yet: packed, or, with several workers a training, one after the other."""
-    parents = {t.name: runs[f"{t.set} {t.classifier.arch}"] for t in plan.trainings}
+def train_all(job: Job, plan: Plan, workers: int, gpus: float, parents: Mapping[str, Run]) -> None:
+    """What is not trained yet: packed, or, with several workers a training, one after the other.
+
+    Args:
+        gpus: of a GPU, for each of many trainings at once.
+        parents: by the name of a training, the MLflow run under which it goes.
+    """
     recorder = Recorder(job, plan, parents)
     pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}
     done_before = len({t.stage.digest for t in plan.trainings}) - len(pending)
@@ -116,16 +122,13 @@ def _train(job: Job, grid: Grid, plan: Plan, runs: dict[str, Run]) -> None:
     )
     if pending:
         with recorder.live(list(pending.values())):
-            if grid.evaluation.workers > 1:
-                group = Group(
-                    grid.evaluation.workers, job.compute.threads, job.device, next(iter(pending.values())).stage
-                )
+            if workers > 1:
+                group = Group(workers, job.compute.threads, job.device, next(iter(pending.values())).stage)
                 group.check()
                 run_group(group, train_and_test, replace(plan, trainings=tuple(pending.values())), recorder.on_note)
                 group.clean()
             else:
-                each = gpus_each(grid, plan.trainings[0].classifier.transform.crop)
-                pack(job, plan, list(pending.values()), each, recorder.on_note)
+                pack(job, plan, list(pending.values()), gpus, recorder.on_note)
     for training in plan.trainings:
         finish(training)
         recorder.record(training)

@@ -16,8 +16,9 @@ from ray_jobs.progress import clock
 from ray_jobs.trainings import Plan
 
 
-def gpus_each(grid: Grid, side: int) -> float:
-    return grid.comparison.gpus_per_training or (0.25 if side < SMALL else 1.0)
+def gpus_each(wanted: float, side: int) -> float:
+    """Of a GPU, for one training at this image side: what is wanted, else a quarter for small images and a whole one for others."""
+    return wanted or (0.25 if side < SMALL else 1.0)
 
 
 def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
@@ -40,7 +41,7 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
         asked.append(
             Classifier(backbone, len(index.classes), 0, shape, default_recipe(backbone, shape.crop, max(epochs, 1)), 0)
         )
-    measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid, side))
+    measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     slots = _slots(job, grid, side)
     seconds, images = 0.0, 0
     for classifier, rate in zip(asked[: len(archs)], measured, strict=False):
@@ -78,5 +79,5 @@ def _slots(job: Job, grid: Grid, side: int) -> int:
         return 1
     fits = job.cluster.cpus / threads
     if job.device == "cuda":
-        fits = min(fits, job.cluster.gpus / gpus_each(grid, side))
+        fits = min(fits, job.cluster.gpus / gpus_each(grid.comparison.gpus_per_training, side))
     return max(1, min(int(fits), job.compute.actors or int(fits)))

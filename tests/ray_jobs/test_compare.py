@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from ray_jobs import compare, compress, evaluate, ingest
+from ray_jobs import compare, compress, evaluate, ingest, rank
 from ray_jobs.comparison import Outcome, as_table, cells, runs_table
 from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.evaluate import Evaluation
@@ -156,3 +156,21 @@ def test_the_figure_shows_every_method(tmp_path):
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
     figure.savefig(tmp_path / "figure.png")
     assert runs_table(done, ["a"] * 10).num_rows == len(done)
+
+
+def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, shards, capsys):
+    data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
+    options, place = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32), Place(store=str(compared / "runs"))
+    rank.run(f"{shards}/part-000003.tar", data, test, options, Compute(device="cpu"), place)
+    said = capsys.readouterr().out
+    rows = {line.split("|")[2].strip(): line for line in said.splitlines() if line.startswith(f"| {NETWORK}")}
+    assert set(rows) == {
+        rank.REAL, rank.DISTILLED, rank.RANDOM, rank.DISTILLED + rank.PLAIN, rank.RANDOM + rank.PLAIN,
+    }  # fmt: skip
+    sizes = {name: line.split("|")[4].strip() for name, line in rows.items()}
+    assert sizes[rank.DISTILLED] == sizes[rank.DISTILLED + rank.PLAIN]
+    random, small = (float(sizes[name].split()[0]) for name in (rank.RANDOM, rank.DISTILLED))
+    assert random == pytest.approx(small, rel=0.05)
+    assert "label-robust score" in said and "augmentation-robust score" in said
+    with pytest.raises(ValueError, match="nothing to rank"):
+        rank.run(f"{shards}/part-*[012].tar", data, test, options, Compute(device="cpu"), place)
