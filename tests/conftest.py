@@ -21,6 +21,17 @@ def cifar10_shard(number: int, split: str = "train") -> str:
     return str(path)
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Torch with one thread: faster on small tensors, and sums are added up in one order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an empty bucket behind a real S3 API: moto's server in a process of its own, on loopback."""

@@ -12,12 +12,7 @@ from tests.adq.test_training import CLASSES, TRANSFORM, network, same_weights, s
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05, augment="crop-flip")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def logits_of(right: list[bool], labels: np.ndarray) -> torch.Tensor:

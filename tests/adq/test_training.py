@@ -32,12 +32,7 @@ CLASSES = 4
 TRANSFORM = input_transform("convnet-d3", 16)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def striped_images(count: int, size: int = 16) -> TensorImages:
