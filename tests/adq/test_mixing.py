@@ -13,7 +13,9 @@ from adq import training
 from adq.mixing import interleaved, mixed, mixed_labels, neighbours, own_share
 from adq.randomness import numpy_generator
 from adq.training import Recipe
-from tests.adq.test_training import TRANSFORM, network, one_thread, run, striped_images  # noqa: F401
+from tests.adq.test_training import TRANSFORM, network, run, striped_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # Everything at once, but for batch norm, which sees the images of its own worker.
 ALL = Recipe(

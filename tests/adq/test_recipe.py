@@ -11,16 +11,9 @@ from adq import training
 from adq.batches import TensorImages, epoch_batches
 from adq.recipe import Recipe, default_recipe
 from adq.training import correct
-from tests.adq.test_training import (  # noqa: F401
-    CLASSES,
-    TRANSFORM,
-    network,
-    one_thread,
-    run,
-    same_weights,
-    stateful_network,
-    striped_images,
-)
+from tests.adq.test_training import CLASSES, TRANSFORM, network, run, same_weights, stateful_network, striped_images
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def test_the_learning_rate_scales_with_the_batch_where_that_is_asked_for():
