@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from adq.randomness import make_repeatable
+from adq.randomness import make_repeatable, torch_generator
 from adq.training import TensorImages, correct, epoch_batches, train
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.classifier import Classifier, Note
@@ -69,7 +69,8 @@ class Trainer:
 def rate(classifier: Classifier, device: str) -> Rate:
     """Measured in this process: trains for a second on noise, after two steps to warm up."""
     recipe, side = replace(classifier.recipe, epochs=None, steps=2), classifier.transform.crop
-    noise = torch.zeros((recipe.batch_size, 3, side, side), dtype=torch.uint8)
+    generator = torch_generator(0, "rate")
+    noise = torch.randint(256, (recipe.batch_size, 3, side, side), dtype=torch.uint8, generator=generator)
     data, model = TensorImages(noise, np.zeros(recipe.batch_size, dtype=np.int64)), classifier.build()
     steps, spent = 0, 0.0
     while spent < RATE_SECONDS:
