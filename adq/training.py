@@ -85,6 +85,9 @@ def train(
     if start is not None:
         average = {name: tensor.to(device, copy=True) for name, tensor in start.get("average", {}).items()}
 
+    # Compiled for one number of images: the first batch of an epoch is a whole one, its last may be smaller.
+    compiled = torch.compile(model, dynamic=False) if recipe.compile else model
+    whole = 0
     total = recipe.total_steps(steps_per_epoch)
     while step < total:
         in_epoch = min(steps_per_epoch, total - step)
@@ -93,7 +96,9 @@ def train(
             lr = recipe.lr_at(step, total)
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            loss = _gradients(model, batch, recipe, transform, (seed, epoch, given), device, rank, world)
+            whole = batch[2] if given == 1 else whole
+            network = compiled if batch[2] == whole else model
+            loss = _gradients(network, batch, recipe, transform, (seed, epoch, given), device, rank, world)
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step + 1} with lr {lr:.4g}: use a lower lr")
             if recipe.clip_norm:

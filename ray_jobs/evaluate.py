@@ -57,6 +57,9 @@ class Evaluation:
         0, "Side in pixels at which networks see the images; 0: the test images' own below 96, else 224."
     )
     width: int = option(128, "Channels of a ConvNet whose name gives none.")
+    compile: bool = option(
+        False, "torch.compile for the networks: seconds at the start of a worker, then faster steps; needs a C++ compiler there."
+    )
     labels: str = option(
         "hard",
         f"What is trained on: hard labels, soft ones (logits, a .{SOFT} member of each sample), or both, a row each. Tests count "
@@ -93,6 +96,7 @@ class Evaluation:
             if (self.epochs, self.steps) != (None, None):
                 recipe = replace(recipe, epochs=self.epochs, steps=self.steps)
         recipe = replace(recipe, batch_size=self.train_batch) if self.train_batch else recipe
+        recipe = replace(recipe, compile=True) if self.compile else recipe
         return replace(recipe, lr=self.lr, lr_batch=0) if self.lr else recipe
 
 

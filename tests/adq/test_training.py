@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 
@@ -350,3 +351,15 @@ def test_the_papers_recipe_is_the_default_of_small_resnets():
     )
     assert default_recipe("vit", 32, steps=10).optimizer == "adamw"
     assert default_recipe("resnet50", 224).augment == "resized-crop-flip"
+
+
+def test_a_compiled_network_learns_the_same_also_from_smaller_last_batches():
+    images = striped_images(40)
+    recipe = Recipe(epochs=3, batch_size=16, lr=0.05)
+    losses = {}
+    for compile in (False, True):
+        found = losses[compile] = []
+        run(network(), images, replace(recipe, compile=compile), on_step=lambda _, loss, found=found: found.append(loss))
+    assert len(losses[True]) == 9
+    np.testing.assert_allclose(losses[True], losses[False], atol=1e-5)
+    assert losses[True] != losses[False]  # it was compiled
