@@ -10,6 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
+from adq.container import split
 from adq.images import EXTENSIONS, UndecodableImage, header_size
 
 # Longer for bzip2: a tar begins with its first member's name, which may be BZh.jpg.
@@ -25,13 +26,27 @@ class Member(NamedTuple):
     sha256: str
 
 
+class Parts(NamedTuple):
+    """The sizes of an image's parts in the container of `adq.container`, which holds each head once."""
+
+    own: int  # bytes
+    head: str  # which it is: the first 16 hex digits of its sha256; empty for no head
+    head_bytes: int
+
+    @classmethod
+    def of(cls, data: bytes) -> "Parts":
+        head, own = split(data)
+        return cls(len(own), hashlib.sha256(head).hexdigest()[:16] if head else "", len(head))
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One key of a shard: its label and where its members lie."""
+    """One key of a shard: its label, where its members lie, and what its image takes in a container."""
 
     key: str
     label: int
     members: tuple[Member, ...]
+    image: Parts
 
 
 @dataclass(frozen=True)
@@ -119,10 +134,11 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
     samples: list[Sample] = []
     sides: list[int] = []
     label: int | None = None
+    image: Parts | None = None
     end, current = 0, None
 
     def close() -> None:
-        nonlocal label
+        nonlocal label, image
         if current is None:
             return
         images = [m.name for m in groups[current] if m.name.rsplit(".", 1)[-1].lower() in image_ext]
@@ -132,8 +148,8 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
             found = "no image" if not images else f"{len(images)} images ({', '.join(images)})"
             raise ValueError(f"{where}: key {current!r} has {found}; expected one member of {','.join(image_ext)}; "
                              "see --image-ext")  # fmt: skip
-        samples.append(Sample(current, label, tuple(groups[current])))
-        label = None
+        samples.append(Sample(current, label, tuple(groups[current]), image))
+        label = image = None
 
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -162,8 +178,10 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
                 groups[key].append(Member(info.name, info.offset_data, info.size, hashlib.sha256(data).hexdigest()))
                 if ext == labels.extension:
                     label = labels.parse(data, f"{where}: key {key!r}")
-                if ext in image_ext and len(sides) < SIZED_IMAGES:
-                    sides.extend(_side(data))
+                if ext in image_ext:
+                    image = Parts.of(data)
+                    if len(sides) < SIZED_IMAGES:
+                        sides.extend(_side(data))
     except (tarfile.TarError, EOFError, OSError) as error:
         raise ValueError(f"{where}: is damaged or truncated ({error}); copy it again") from error
     stream.seek(end)

@@ -29,7 +29,7 @@ class Outcome:
     seed: int
     extractor: int  # its seed
     images: int
-    payload: int  # bytes of all members
+    payload: int  # bytes of its container
     moved: float
     seconds: float  # that the selection cost, all stages before it included
     gpu_seconds: float

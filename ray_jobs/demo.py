@@ -1,7 +1,6 @@
 """demo: the whole pipeline on the embedded data set, in minutes on two cores."""
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from adq.shards import tar_bytes
@@ -12,6 +11,7 @@ from ray_jobs.compress import Compression, stages
 from ray_jobs.distill import Distilling
 from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.experts import Experts, Network
+from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.store import Store
@@ -69,15 +69,17 @@ def run(folder: str, seeds: int) -> None:
         print(f"\n{DISTILLED}, {DISTILLING.bytes_per_class} bytes a class", flush=True)
         wanted = distill.Wanted(DISTILLING, Network(width=32), Experts(), source, str(home / DISTILLED))
         payload = distill.stages(job, wanted)["distilled"].summary["payload_bytes"]
+        evaluation, comparison = Evaluation(seeds=seeds, **EVALUATION), Comparison(extractors=1)
+        grid = Grid(comparison, evaluation, source, Selection(), BACKBONE, (), "")
+        selected = Selected(job, sets["all images"], grid)
         for method in AT_EQUAL_BYTES:
             # As many images as the distilled set's bytes hold.
-            keep(method, payload / sets["all images"].image_bytes, f"{method} small")
+            _, small = selected.within(Variant.of(method, Selection()), payload, Selection.seed)
+            keep(method, small.keep, f"{method} small")
         sets[DISTILLED] = ingest.run(job, Data(data=(str(home / DISTILLED),)), context=DISTILLED)
         print("\ntraining on each", flush=True)
         test = ingest.run(job, Data(data=(f"{data}/test-*.tar",)), context="test")
-        found = accuracies(evaluate(job, sets, test, Evaluation(seeds=seeds, **EVALUATION)))
-        # The shards hold PNGs for every reader; the payload is the container.
-        found = [replace(s, bytes=payload) if s.set == DISTILLED else s for s in found]
+        found = accuracies(evaluate(job, sets, test, evaluation))
         rows = [{"method": s.set, "images": s.images, "mean": 100 * s.mean, "std": 100 * s.sd} for s in found]
         job.run.figure(figures.accuracy(rows), "figures/accuracy.png")
         job.run.text(as_text(found), "accuracy.md")

@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-import numpy as np
 import pyarrow as pa
 
 from adq.extractor import InputTransform, input_transform
@@ -22,14 +21,15 @@ from ray_jobs.job import Job, opened
 from ray_jobs.loading import MEMORY_GB, Rows, how_to_hold, order_kind
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Data, Place, option
+from ray_jobs.payload import payload_bytes
 from ray_jobs.recorder import Recorder
-from ray_jobs.shard_reader import has_soft_labels, member_bytes
+from ray_jobs.shard_reader import has_soft_labels
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.trainings import PART, Plan, Training, facts_of, train_and_test
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, run_group
 
 VERSION = 1  # of a training
-TABLE = 2  # of the table
+TABLE = 3  # of the table
 LABELS = ("hard", "soft", "both")
 
 
@@ -58,7 +58,8 @@ class Evaluation:
     )
     width: int = option(128, "Channels of a ConvNet whose name gives none.")
     compile: bool = option(
-        False, "torch.compile for the networks: seconds at the start of a worker, then faster steps; needs a C++ compiler there."
+        False,
+        "torch.compile for the networks: seconds at the start of a worker, then faster steps; needs a C++ compiler there.",
     )
     labels: str = option(
         "hard",
@@ -114,8 +115,8 @@ def evaluate(
         test: held-out images.
 
     Returns:
-        set, arch, seed, images, bytes (of the image files and the labels that are trained on), top1, train_loss; a row a
-        training. Where a set is trained on both kinds of labels, its name says which.
+        set, arch, seed, images, bytes (payload: of the container of the images and the labels that are trained on), top1,
+        train_loss; a row a training. Where a set is trained on both kinds of labels, its name says which.
 
     Raises:
         ValueError: classes that differ, images that cannot be decoded, soft labels that are asked for and missing or none,
@@ -177,11 +178,6 @@ class Wanted:
     rows: Rows | None = None  # all
     soft: bool = False  # trained on soft labels
 
-    @property
-    def labels(self) -> str:
-        """The extension of the labels that are trained on."""
-        return SOFT if self.soft else self.index.labels.extension
-
 
 def labelled(wanted: Wanted, labels: str) -> list[Wanted]:
     """A set with the labels of `Evaluation.labels`: with both, twice where it has soft ones, else with hard ones alone.
@@ -207,15 +203,11 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
     """The trainings of each set, network and seed; no shard is read yet."""
     side = options.image_size or input_side(test.side)
     trainings, test_how = [], {}
-    label_bytes: dict[tuple[str, str], np.ndarray] = {}
     for one in wanted:
-        labels = one.index.manifest.content, one.labels
-        if labels not in label_bytes:
-            label_bytes[labels] = member_bytes(one.index, one.labels)
+        payload = payload_bytes(one.index, one.rows.positions if one.rows else None, one.soft)
         for arch in options.archs(job.device):
             transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
             how, rows = _held(one, transform, options.memory)
-            sizes = label_bytes[labels] if rows is None else label_bytes[labels][rows.positions]
             test_how[side] = how_to_hold(test, transform, options.memory)
             for seed in one.seeds:
                 classifier = Classifier(arch, len(test.classes), options.width, transform, recipe, seed)
@@ -226,7 +218,7 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
                 inputs = {"train": one.index.manifest.content, "test": test.manifest.content}
                 inputs |= {"rows": rows.digest} if rows else {}
                 stage = Stage(job.store, "training", VERSION, inputs, config)
-                found = Training(one.name, replace(one.index), classifier, how, stage, rows, one.soft, int(sizes.sum()))
+                found = Training(one.name, replace(one.index), classifier, how, stage, rows, one.soft, payload)
                 trainings.append(found)
     return Plan(tuple(trainings), replace(test), test_how)
 

@@ -15,9 +15,10 @@ from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
 from ray_jobs.options import Backbone, Data, Selection, option
+from ray_jobs.payload import most_that_fit, payload_bytes
 from ray_jobs.seen import Sources, gpu_seconds
 from ray_jobs.shard_reader import image_members
-from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.store import canonical_json, sha256
 
 
 @dataclass(frozen=True)
@@ -132,9 +133,7 @@ def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test
     check_paths(sets=place)
     index = ingest.run(job, replace(grid.data, data=(place,)), False, name)
     check_classes(name, index, test)
-    ours = Store.at(index.data.root).read_json(".tessera/manifest.json") or {"summary": {}}
-    payload = ours["summary"].get("payload_bytes") or int(image_members(index).payload.sum())
-    share = index.images / source.images
+    share, payload = index.images / source.images, payload_bytes(index)
     return index, [Outcome(name, share, seed, 0, index.images, payload, 0.0, 0.0, 0.0) for seed in grid.seeds]
 
 
@@ -149,8 +148,7 @@ class Selected:
             Sources(job, index, replace(grid.backbone, feature_seed=first + number), grid.data.skip_corrupt)
             for number in range(count)
         ]
-        members = image_members(index)
-        self.image_bytes, self.payload = members.image_bytes, members.payload
+        self.image_bytes = image_members(index).image_bytes
         self.keys = index.table()["key"].combine_chunks()
 
     def of(self, variant: Variant, keep: float, seed: int) -> tuple[Rows, Outcome]:
@@ -164,6 +162,22 @@ class Selected:
         spent["sample"] = float(manifest.stage.run_facts().get("seconds", 0.0))
         gpus = self.job.cluster.gpus if self.job.device == "cuda" else 0.0
         return rows, Outcome(
-            variant.name, keep, seed, sources.backbone.feature_seed, len(positions), int(self.payload[positions].sum()),
+            variant.name, keep, seed, sources.backbone.feature_seed, len(positions), payload_bytes(self.index, positions),
             manifest.summary["moved"], sum(spent.values()), gpu_seconds(spent.items(), gpus),
         )  # fmt: skip
+
+    def within(self, variant: Variant, budget: int, seed: int) -> tuple[Rows, Outcome]:
+        """The largest selection whose container takes no more than `budget` bytes.
+
+        Raises:
+            ValueError: not even one image does.
+        """
+
+        def payload(count: int) -> int:
+            return self.of(variant, count / self.index.images, seed)[1].payload
+
+        images = self.index.images
+        count = most_that_fit(payload, budget, images, budget * images // payload_bytes(self.index))
+        if not count:
+            raise ValueError(f"{budget:,} bytes hold no image of {self.index.data.root}: one takes {payload(1):,}")
+        return self.of(variant, count / images, seed)

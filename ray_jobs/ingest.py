@@ -5,12 +5,13 @@ import posixpath
 import statistics
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adq.index import Labels, scan
+from adq.index import Labels, ShardScan, scan
 from adq.shards import DataSet, absolute, buffered, file_info, fingerprint, join, locate, open_file
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.options import Data
@@ -21,9 +22,22 @@ from ray_jobs.store import canonical_json, parquet_table, sha256
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 1
+VERSION = 2
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
-SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32()), ("shard", pa.string()), ("members", pa.list_(MEMBER))])
+SCHEMA = pa.schema([
+    ("key", pa.string()), ("label", pa.int32()), ("shard", pa.string()), ("members", pa.list_(MEMBER)),
+    ("own", pa.int64()), ("head", pa.string()), ("head_bytes", pa.int32()),  # of the image: adq.index.Parts
+])  # fmt: skip
+
+
+class Stored(NamedTuple):
+    """What the images of an index take in a container, and which of its heads and extensions they have."""
+
+    own: np.ndarray  # int64 [N], bytes
+    heads: np.ndarray  # int32 [N]
+    head_bytes: np.ndarray  # int64 [H]
+    extensions: np.ndarray  # int32 [N]
+    names: list[str]  # of the E extensions, in lower case
 
 
 @dataclass(frozen=True)
@@ -58,8 +72,22 @@ class Index:
         return self.manifest.table("index")
 
     def table(self) -> pa.Table:
-        """key, label, shard, members; sorted by key, bytewise."""
+        """key, label, shard, members, own, head, head_bytes; sorted by key, bytewise."""
         return self._table
+
+    @cached_property
+    def stored(self) -> Stored:
+        table = self.table()
+        heads = table["head"].combine_chunks().dictionary_encode()
+        head_bytes = np.zeros(len(heads.dictionary), dtype=np.int64)
+        head_bytes[heads.indices.to_numpy()] = table["head_bytes"].to_numpy()
+        names = pc.struct_field(table["members"].combine_chunks().flatten(), "name")
+        endings = pc.struct_field(pc.extract_regex(pc.utf8_lower(names), r"\.(?P<ending>[^.]*)$"), "ending")
+        endings = endings.filter(pc.is_in(endings, pa.array(self.image_ext))).dictionary_encode()
+        return Stored(
+            table["own"].to_numpy(), heads.indices.to_numpy(), head_bytes,
+            endings.indices.to_numpy(), endings.dictionary.to_pylist(),
+        )  # fmt: skip
 
     def key(self, shard: str, name: str) -> str:
         """The data set's key of a shard's key."""
@@ -71,6 +99,16 @@ class Index:
 
 def full_key(shard: str, key: str, key_prefix: str) -> str:
     return f"{shard.removesuffix('.tar').replace('.', '_')}/{key}" if key_prefix == "shard" else key
+
+
+def as_table(found: ShardScan, shard: str, key_prefix: str) -> pa.Table:
+    """The rows of the index that a shard gives, sorted by key."""
+    rows = sorted(
+        (full_key(shard, one.key, key_prefix), one.label, shard, [m._asdict() for m in one.members], *one.image)
+        for one in found.samples
+    )
+    columns = zip(*rows, strict=True)
+    return pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
 
 
 class Scanner:
@@ -90,13 +128,7 @@ class Scanner:
                 found = scan(buffered(stream), stream.size(), where, self.labels, self.image_ext)
         except (ValueError, OSError) as error:
             return str(error)
-        rows = sorted(
-            (full_key(shard, sample.key, self.key_prefix), sample.label, shard, [m._asdict() for m in sample.members])
-            for sample in found.samples
-        )
-        columns = list(zip(*rows, strict=True))
-        table = pa.table([pa.array(c, t) for c, t in zip(columns, SCHEMA.types, strict=True)], schema=SCHEMA)
-        table = table.replace_schema_metadata({"sides": json.dumps(found.sides)})
+        table = as_table(found, shard, self.key_prefix).replace_schema_metadata({"sides": json.dumps(found.sides)})
         return self.stage.commit_table(f"shard/{shard}", table)
 
 

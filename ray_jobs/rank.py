@@ -5,6 +5,7 @@ Published scores compare as many images; a palettised image is smaller than a re
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from statistics import fmean
 
 from adq.recipe import Recipe
 from adq.robust_scores import augmentation_robust_score, label_robust_score
@@ -16,7 +17,7 @@ from ray_jobs.evaluate import Evaluation, Wanted, check_classes, planned
 from ray_jobs.grid import Comparison, Grid, Selected, Variant, further_set
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
-from ray_jobs.shard_reader import image_members
+from ray_jobs.payload import payload_bytes
 from ray_jobs.trainings import facts_of
 
 REAL, DISTILLED, RANDOM, PLAIN = "all real images", "distilled", "random, as many bytes", ", without augmentation"
@@ -35,21 +36,20 @@ def run(distilled: str, data: Data, test: tuple[str, ...], options: Evaluation, 
     """The command: trainings of the real, the distilled and random images, and both scores of each network.
 
     Raises:
-        ValueError: classes that differ; a distilled set as large as the real one.
+        ValueError: classes that differ; a distilled set as large as the real one, or smaller than one real image.
     """
     grid = Grid(Comparison("random"), options, data, Selection(method="random"), Backbone(), test, "")
     with opened(place, compute, "rank", ["rank", distilled, asdict(options), asdict(data), test]) as job:
         index, held_out = ingest.run(job, data), ingest.run(job, replace(data, data=test), False, "test")
         check_classes(REAL, index, held_out)
         own, outcomes = further_set(job, DISTILLED, distilled, grid, index, held_out)
-        budget, whole = outcomes[0].payload, int(image_members(index).payload.sum())
+        budget, whole = outcomes[0].payload, payload_bytes(index)
         if budget >= whole:
             raise ValueError(
                 f"{distilled}: {as_bytes(budget)} of payload, the real images have {as_bytes(whole)}: nothing to rank"
             )
         selected = Selected(job, index, grid)
-        keep = max(budget / whole, 1 / index.images)
-        chosen = [selected.of(Variant("random", grid.selection), keep, seed) for seed in grid.seeds]
+        chosen = [selected.within(Variant("random", grid.selection), budget, seed) for seed in grid.seeds]
         few = [Wanted(DISTILLED, own, grid.seeds)]
         few += [Wanted(RANDOM, index, [seed], rows) for seed, (rows, _) in zip(grid.seeds, chosen, strict=True)]
         augmented = planned(job, [Wanted(REAL, index, grid.seeds), *few], held_out, options)
@@ -61,11 +61,8 @@ def run(distilled: str, data: Data, test: tuple[str, ...], options: Evaluation, 
         found: dict[tuple[str, str], list[float]] = {}
         for training in plan.trainings:
             found.setdefault((training.set, training.classifier.arch), []).append(facts_of(training)["top1"])
-        images = {
-            REAL: (index.images, whole),
-            DISTILLED: (own.images, budget),
-            RANDOM: (chosen[0][1].images, chosen[0][1].payload),
-        }
+        mean = (round(fmean(getattr(one, name) for _, one in chosen)) for name in ("images", "payload"))
+        images = {REAL: (index.images, whole), DISTILLED: (own.images, budget), RANDOM: tuple(mean)}
         _report(job, found, images)
 
 

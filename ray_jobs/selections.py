@@ -124,7 +124,7 @@ def run_import(source: str, out: str, exchange: Exchange, data: Data, compute: C
         job.run.dataset(posixpath.basename(root) or "data", root, index.manifest.content, "source", index.images)
         job.run.params({"from": absolute(source), "sha256": sha256(told)} | asdict(exchange))
         chosen = decode(told, listing(index), exchange.format, exchange.order, absolute(source))
-        written = write.run(job, index, _subset(job, index, chosen), out, seed=0)
+        written = write.run(job, index, subset_of(job, index, chosen), out, seed=0)
         s = written.summary
         job.run.metrics({name: value for name, value in s.items() if isinstance(value, int | float)})
         job.run.dataset("subset", absolute(out), written.content, "subset", s["images"])
@@ -134,7 +134,7 @@ def run_import(source: str, out: str, exchange: Exchange, data: Data, compute: C
         )
 
 
-def _subset(job: Job, index: Index, chosen: np.ndarray) -> Manifest:
+def subset_of(job: Job, index: Index, chosen: np.ndarray) -> Manifest:
     """The chosen rows of the index, all in bin 0 as with the method random: what `write` needs."""
     subset = index.table().take(pa.array(chosen))
     subset = subset.add_column(2, "bin", pa.array(np.zeros(len(chosen)), pa.int32()))

@@ -37,7 +37,6 @@ class Members(NamedTuple):
 
     offsets: np.ndarray  # of the image, in its shard
     image_bytes: np.ndarray
-    payload: np.ndarray  # bytes of all members
 
 
 def image_members(index: Index) -> Members:
@@ -45,11 +44,9 @@ def image_members(index: Index) -> Members:
     inner, parents = _flat(index)
     is_image = _with_extension(inner, *index.image_ext)
     rows = parents.filter(is_image).to_numpy()
-    sizes = pc.struct_field(inner, "size")
     found = Members(*(np.zeros(index.table().num_rows, dtype=np.int64) for _ in Members._fields))
     found.offsets[rows] = pc.struct_field(inner, "offset").filter(is_image).to_numpy()
-    found.image_bytes[rows] = sizes.filter(is_image).to_numpy()
-    np.add.at(found.payload, parents.to_numpy(), sizes.to_numpy())
+    found.image_bytes[rows] = pc.struct_field(inner, "size").filter(is_image).to_numpy()
     return found
 
 

@@ -32,7 +32,7 @@ class Training:
     stage: Stage
     rows: Rows | None = None  # all
     soft: bool = False  # trained on soft labels
-    label_bytes: int = 0  # of the labels that are trained on
+    payload: int = 0  # bytes of the container of its images and the labels that are trained on
 
     @property
     def name(self) -> str:
@@ -42,11 +42,6 @@ class Training:
     def count(self) -> int:
         """Images in the set."""
         return (self.rows or self.index).images
-
-    @property
-    def payload(self) -> int:
-        """Bytes of the image files and of the labels that are trained on, as the shards hold them."""
-        return (self.rows or self.index).image_bytes + self.label_bytes
 
     @property
     def images(self) -> int:

@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from adq.images import decode
 from adq.randomness import key_order
 from adq.shards import DataSet, read_ranges, tar_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.ingest import Index
+from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, sha256
@@ -19,7 +21,7 @@ from ray_jobs.store import Store, sha256
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 1
+VERSION = 2
 SHARD_IMAGES = 5000
 SHARD_BYTES = 128 << 20
 GRID_IMAGES = 10  # a bin, in the picture of the chosen images
@@ -148,10 +150,11 @@ def run(job: "Job", index: Index, sample: Manifest, out: str, seed: int) -> Mani
             "classes", "".join(f"{name}\n" for name in index.classes).encode(), len(index.classes), "txt"
         )
         listing = stage.commit_table("subset", subset.select(["key", "label", "bin", "shard"]))
-        payload = sum(m["size"] for members in subset["members"].to_pylist() for m in members)
+        positions = pc.index_in(subset["key"], value_set=index.table()["key"].combine_chunks()).to_numpy()
         summary = {
-            "images": subset.num_rows, "payload_bytes": payload, "tar_bytes": sum(part.bytes for part in done),
-            "source_payload_bytes": _payload(index), "source_tar_bytes": index.manifest.summary["tar_bytes"],
+            "images": subset.num_rows, "payload_bytes": payload_bytes(index, positions),
+            "tar_bytes": sum(part.bytes for part in done), "source_payload_bytes": payload_bytes(index),
+            "source_tar_bytes": index.manifest.summary["tar_bytes"],
         }  # fmt: skip
         return [*done, classes, listing], summary
 
@@ -162,10 +165,6 @@ def run(job: "Job", index: Index, sample: Manifest, out: str, seed: int) -> Mani
         run.figure(figures.bin_grid(_grid(index, sample.table("subset"), seed)), "figures/images.png")
 
     return job.stage(stage, work, log=log)
-
-
-def _payload(index: Index) -> int:
-    return int(index.table()["members"].combine_chunks().flatten().field("size").to_numpy().sum())
 
 
 def _grid(index: Index, subset: pa.Table, seed: int) -> dict[int, list[np.ndarray]]:

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq.index import Labels, Member, Sample, ShardScan, scan, split_name
+from adq.container import split
+from adq.index import Labels, Member, Parts, Sample, ShardScan, scan, split_name
 from adq.shards import locate, read_samples, tar_bytes
 
 WHERE = "/data/train-000042.tar"
@@ -345,7 +346,15 @@ def test_a_scan_is_plain_data():
     found = members(sample("a", "1"))
     digest = hashlib.sha256(JPEG).hexdigest()
     one = Member("a.cls", BLOCK + -(-len(JPEG) // BLOCK) * BLOCK + BLOCK, 1, hashlib.sha256(b"1").hexdigest())
-    assert found == ShardScan((Sample("a", 1, (Member("a.jpg", BLOCK, len(JPEG), digest), one)),), (30,))
+    head, own = split(JPEG)
+    assert len(head) > 300 and len(own) == len(JPEG) - len(head)
+    image = Parts(len(own), hashlib.sha256(head).hexdigest()[:16], len(head))
+    assert found == ShardScan((Sample("a", 1, (Member("a.jpg", BLOCK, len(JPEG), digest), one), image),), (30,))
+
+
+def test_an_image_without_a_head_is_all_its_own():
+    found = members([("a.jpg", b"no image"), ("a.cls", b"1"), *sample("b"), ("b.json", b"{}"), *sample("c")])
+    assert [one.image for one in found.samples] == [Parts(8, "", 0), Parts.of(JPEG), Parts.of(JPEG)]
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])

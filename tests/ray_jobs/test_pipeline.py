@@ -1,17 +1,20 @@
 """The pipeline on real images and a real cluster: resume, order, actors, kills, bad images; the same bytes throughout."""
 
 import io
+import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from adq.container import pack
 from adq.shards import tar_bytes
 from ray_jobs import bins, compress
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
-from tests.ray_jobs.conftest import members, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, members, real_samples, write_shard
 
 BACKBONE = ("--backbone", "convnet-d3-w8", "--weights", "train:1", "--bins", "4")
 
@@ -40,6 +43,15 @@ def test_members_are_byte_identical_to_the_source(calm, shards):
     assert len(kept) == 2 * 80
     assert all(source[name] == data for name, data in kept.items())
     assert (calm[1] / "classes.txt").read_text() == (shards / "classes.txt").read_text()
+    summary = json.loads((calm[1] / ".tessera" / "manifest.json").read_text())["summary"]
+    assert (summary["payload_bytes"], summary["source_payload_bytes"]) == (container(kept), container(source))
+
+
+def container(found: dict[str, bytes]) -> int:
+    """The size of some images and labels in one container."""
+    files = [data for name, data in found.items() if name.endswith(".jpg")]
+    labels = [int(data) for name, data in found.items() if name.endswith(".cls")]
+    return len(pack(files, ["jpg"] * len(files), np.array(labels), CLASSES))
 
 
 def test_running_again_does_no_work(calm, shards, capsys):
@@ -177,8 +189,6 @@ def test_keys_that_are_unique_per_shard_only(cluster, tmp_path):
 
 
 def test_own_embeddings_need_no_extraction(cluster, shards, tmp_path):
-    import numpy as np
-
     rows = np.random.default_rng(0).normal(size=(800, 6)).astype(np.float32)
     np.save(tmp_path / "own.npy", rows)
     done = run(

@@ -8,17 +8,18 @@ import numpy as np
 import pytest
 import torch
 
+from adq.container import pack
 from adq.images import decode
 from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
 from ray_jobs import loading
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Rows, how_to_hold, open_set
-from ray_jobs.shard_reader import has_soft_labels, image_members
+from ray_jobs.shard_reader import has_soft_labels
 from ray_jobs.store import Store
 from ray_jobs.trainings import Opened, facts_of, train_and_test
 from tests.ray_jobs.distilling import Alone, one_thread
-from tests.ray_jobs.images import drawn, index_of
+from tests.ray_jobs.images import CLASSES, drawn, index_of
 from tests.ray_jobs.test_loading import RECIPE, TRANSFORM, WAYS, WORLDS, positions
 
 LOGITS = np.random.default_rng(0).normal(size=(45, 3)).astype(np.float16)
@@ -153,11 +154,12 @@ def test_the_kind_of_labels_is_part_of_a_result_and_hard_ones_keep_theirs(job, s
     hard, learned = plan.trainings
     assert "labels" not in hard.stage.config
     assert learned.stage.config == hard.stage.config | {"labels": "soft"}
-    assert hard.payload == soft.image_bytes + 45
-    assert learned.payload == soft.image_bytes + 45 * len(npy(LOGITS[0]))
-    assert hard.payload + learned.payload == image_members(soft).payload.sum() + soft.image_bytes
+    files, kinds = [image for _, image, _ in drawn(0, 45)], ["png"] * 45
+    assert hard.payload == len(pack(files, kinds, np.arange(45) % 3, CLASSES))
+    assert learned.payload == len(pack(files, kinds, LOGITS, CLASSES))
     rows = Rows(np.arange(5), "digest", 1000)
-    assert planned(job, [Wanted("few", soft, [0], rows)], held_out, options).trainings[0].payload == 1005
+    few = planned(job, [Wanted("few", soft, [0], rows)], held_out, options).trainings[0]
+    assert few.payload == len(pack(files[:5], kinds[:5], np.arange(5) % 3, CLASSES))
 
 
 def test_soft_labels_train_as_the_tensors_themselves_do(job, soft, held_out):
