@@ -2,13 +2,14 @@
 
 import io
 import warnings
+from types import ModuleType
 
 import numpy as np
 from PIL import ExifTags, Image
 
 # Only raster formats that Pillow decodes by itself: some of its other plugins start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "patches")
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
@@ -21,9 +22,10 @@ class UndecodableImage(ValueError):
 
 
 def decode(data: bytes) -> Image.Image:
-    """RGB from the bytes of an image file.
+    """RGB from the bytes of an image file, or of a container of patches (`adq.patches`).
 
-    CMYK, grey, palette and 16-bit images are converted, transparency is laid on white, EXIF rotation is applied.
+    CMYK, grey, palette and 16-bit images are converted, transparency is laid on white, EXIF rotation is applied. The gaps between
+    patches are filled by `adq.fill.DEFAULT_FILLER`.
 
     Returns:
         A Pillow image of mode RGB.
@@ -32,6 +34,8 @@ def decode(data: bytes) -> Image.Image:
         UndecodableImage: truncated, unknown or oversized data, with Pillow's reason.
     """
     try:
+        if _patches().is_patches(data):
+            return _completed(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
@@ -39,6 +43,22 @@ def decode(data: bytes) -> Image.Image:
             return _rgb(_upright(image))
     except Exception as error:  # Pillow's plugins raise whatever their parsers do: struct.error, KeyError, zlib.error
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+
+
+def _patches() -> ModuleType:
+    from adq import patches  # which decodes its own sources here
+
+    return patches
+
+
+def _completed(data: bytes) -> Image.Image:
+    import torch  # takes seconds to load, and only these files need it
+
+    from adq.fill import fill
+
+    kept = _patches().decode(data)
+    whole = fill(torch.from_numpy(kept.pixels)[None], torch.from_numpy(kept.known)[None])
+    return Image.fromarray(whole[0].numpy())
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -65,6 +85,8 @@ def _rgb(image: Image.Image) -> Image.Image:
 def header_size(data: bytes) -> tuple[int, int]:
     """(width, height) in pixels from the header alone, without decoding. Raises UndecodableImage."""
     try:
+        if _patches().is_patches(data):
+            return _patches().header_size(data)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
