@@ -1,122 +1,39 @@
-"""`python -m ray_jobs JOB`: the command line. Options come from the dataclasses of each job."""
+"""`python -m ray_jobs JOB`: the jobs. What they are asked comes from their dataclasses, through `ray_jobs.command_line`."""
 
 import sys
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import fields
-from types import UnionType
-from typing import get_args, get_origin, get_type_hints
+from collections.abc import Sequence
+from dataclasses import replace
 
 import click
 import ray
 
 from ray_jobs import compress as pipeline
 from ray_jobs.actors import cause
-from ray_jobs.cluster import check_paths
+from ray_jobs.command_line import options, several_values
 from ray_jobs.compare import run as run_comparison
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.distill import Distilling, Wanted
 from ray_jobs.distill import run as run_distillation
+from ray_jobs.encode import Storage
+from ray_jobs.encode import command as run_encoding
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.evaluate import run as run_evaluation
 from ray_jobs.experts import Experts, Network
 from ray_jobs.experts import run as run_experts
+from ray_jobs.fill import Filling
+from ray_jobs.fill import run as run_filling
+from ray_jobs.frontier import Budgets
+from ray_jobs.frontier import run as run_frontier
 from ray_jobs.grid import Comparison, Grid
-from ray_jobs.options import PRESETS, Backbone, Compute, Data, Place, Selection
+from ray_jobs.mae import Painting
+from ray_jobs.mae import run as run_mae
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.rank import run as run_ranking
+from ray_jobs.rded import Mosaics
+from ray_jobs.rded import run as run_rded
 from ray_jobs.selections import Exchange, run_export, run_import
-
-SEVERAL = ("--data", "--train", "--test")
-RENAMED = {"from_path": "from"}
-PLACES = (
-    "data", "train", "test", "from_path", "val_labels", "selection", "to", "distilled", "out", "store", "classes", "embeddings",
-)  # fmt: skip
-
-
-def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
-    """Add an option for every field of some dataclasses; the command gets one object of each, in that order.
-
-    A name that two of them have belongs to the first; the other keeps its default.
-    """
-
-    def asked(group: type) -> list:
-        taken = {f.name for earlier in groups[: groups.index(group)] for f in fields(earlier)}
-        return [f for f in fields(group) if f.name not in {*without, *taken}]
-
-    def decorate(function: Callable) -> Callable:
-        def call(**values):
-            _check_places(values)
-            built = [group(**{f.name: values.pop(f.name) for f in asked(group)}) for group in groups]
-            return function(*built, **values)
-
-        call.__name__, call.__doc__ = function.__name__, function.__doc__
-        call.__click_params__ = getattr(function, "__click_params__", [])
-        for group in reversed(groups):
-            hints = get_type_hints(group)
-            for f in reversed(asked(group)):
-                call = _click_option(f, hints[f.name])(call)
-        if Selection in groups:
-            call = click.option(
-                "--preset", type=click.Choice(list(PRESETS)), is_eager=True, expose_value=False, callback=_use_preset,
-                help="paper: eq. 10 as printed; reference: what the published code does; default: ours.",
-            )(call)  # fmt: skip
-        return click.option(
-            "--config", metavar="FILE", is_eager=True, expose_value=False, callback=_read_config,
-            help="A TOML file of these options; the command line wins.",
-        )(call)  # fmt: skip
-
-    return decorate
-
-
-def _check_places(values: dict) -> None:
-    """In a submitted job a relative path is an error, before anything is looked for there."""
-    for name in PLACES:
-        given = values.get(name)
-        for path in given if isinstance(given, tuple) else (given,):
-            check_paths(**{RENAMED.get(name, name): path})
-
-
-def _click_option(f, hint: type) -> Callable:
-    name = "--" + RENAMED.get(f.name, f.name).replace("_", "-")
-    if isinstance(hint, UnionType):
-        hint = next(kind for kind in get_args(hint) if kind is not type(None))
-    told = f.default not in (None, ()) or ("[default:" not in f.metadata["help"] and "none")
-    shared = {"help": f.metadata["help"], "show_default": told}
-    if hint is bool:
-        return click.option(name, f.name, is_flag=True, default=f.default, **shared | {"show_default": "off"})
-    if get_origin(hint) is tuple:
-        return click.option(name, f.name, multiple=True, metavar=f.metadata["metavar"], **shared)
-    kind = click.Choice(f.metadata["choices"]) if f.metadata["choices"] else hint
-    return click.option(name, f.name, type=kind, default=f.default, metavar=f.metadata["metavar"], **shared)
-
-
-def _read_config(context: click.Context, _parameter: click.Parameter, path: str | None) -> None:
-    if path is None:
-        return
-    try:
-        with open(path, "rb") as file:
-            values = tomllib.load(file)
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise click.ClickException(f"--config {path}: {error}") from error
-    flat = {k: v for k, v in values.items() if not isinstance(v, dict)} | values.get(context.info_name, {})
-    flat = {k.replace("-", "_"): v for k, v in flat.items()}
-    names = {p.name: p for p in context.command.params if p.name != "config"}
-    spoken = {RENAMED.get(name, name): name for name in names}
-    unknown = sorted(set(flat) - set(spoken))
-    if unknown:
-        raise click.ClickException(f"--config {path}: unknown option {', '.join(unknown)}; see --help")
-    for key, value in flat.items():
-        several = getattr(names[spoken[key]], "multiple", False)
-        if isinstance(value, list) and not several:
-            raise click.ClickException(f"--config {path}: --{key.replace('_', '-')} takes one value, not a list")
-        # As text, like the command line: click would make 2 of bins = 2.5.
-        flat[key] = [str(v) for v in (value if isinstance(value, list) else [value])] if several else str(value)
-    context.default_map = {**(context.default_map or {}), **{spoken[key]: value for key, value in flat.items()}}
-
-
-def _use_preset(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
-    if name is not None:
-        context.default_map = {**PRESETS[name], **(context.default_map or {})}
+from ray_jobs.spend import Spend
+from ray_jobs.spend import run as run_spending
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120})
@@ -129,10 +46,30 @@ def main() -> None:
 
 @main.command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
-@options(Data, Selection, Backbone, Compute, Place)
-def compress(data, selection, backbone, compute, place, out):
-    """Keep a part of the images: ingest, weights, extract, bins, score, sample, write."""
-    pipeline.run(pipeline.Compression(data, backbone, selection, out), compute, place)
+@options(Data, Selection, Storage, Spend, Backbone, Compute, Place)
+def compress(data, selection, storage, spend, backbone, compute, place, out):
+    """Keep a part of the images: ingest, weights, extract, bins, score, sample, write, encode."""
+    wanted = pipeline.Compression(data, backbone, selection, out, storage)
+    if spend.budget:
+        run_spending(wanted, spend, storage, compute, place)
+    else:
+        pipeline.run(wanted, compute, place)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the encoded shards.")
+@options(Storage, Data, Backbone, Compute, Place, without=("skip_corrupt",))
+def encode(storage, data, backbone, compute, place, out):
+    """Store the images of any shards in another way: smaller, in JPEG or WebP, in few colours, without their dullest patches."""
+    run_encoding(storage, data, backbone, compute, place, out)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the whole images.")
+@options(Filling, Data, Compute, Place, without=("skip_corrupt", "graphcut_actors"))
+def fill(filling, data, compute, place, out):
+    """Fill the gaps of images whose patches were dropped, once: a cache to train on, made by a masked autoencoder or otherwise."""
+    run_filling(filling, data, compute, place, out)
 
 
 @main.command()
@@ -218,6 +155,29 @@ def compare(comparison, evaluation, data, selection, backbone, compute, place, t
 
 
 @main.command()
+@click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
+@click.option(
+    "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figure and every run."
+)
+@options(
+    Budgets, Comparison, Evaluation, Data, Selection, Backbone, Compute, Place,
+    without=("keep", "without_controls", "estimate", "method", "seed", "labels", "skip_corrupt"),
+)  # fmt: skip
+def frontier(budgets, comparison, evaluation, data, selection, backbone, compute, place, test, out):
+    """Accuracy over bytes: what a budget buys, for every way to spend it."""
+    comparison = replace(comparison, without_controls=True)
+    run_frontier(budgets, Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the mosaics as shards.")
+@options(Mosaics, Data, Backbone, Compute, Place, without=("skip_corrupt", "graphcut_actors", "embeddings"))
+def rded(mosaics, data, backbone, compute, place, out):
+    """Distil without optimisation: mosaics of the crops that a trained network finds most realistic (RDED)."""
+    run_rded(mosaics, data, backbone, compute, place, out)
+
+
+@main.command()
 @click.option(
     "--distilled", required=True, metavar="SHARDS", help="The distilled set: the --out folder of distill, or shards."
 )
@@ -233,6 +193,14 @@ def rank(evaluation, data, compute, place, distilled, test):
 def experts(network, experts, data, compute, place):
     """Train the experts of trajectory matching: networks on the real data, a checkpoint an epoch."""
     run_experts(network, experts, data, compute, place)
+
+
+@main.command()
+@click.option("--out", required=True, metavar="FILE", help="The weights file to write (.pt), or a folder for mae.pt.")
+@options(Painting, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
+def mae(painting, data, compute, place, out):
+    """Train a masked autoencoder on the data itself, which then fills dropped patches: a weights file and a figure."""
+    run_mae(painting, data, compute, place, out)
 
 
 @main.command("export")
@@ -261,21 +229,6 @@ def demo(folder, seeds):
     from ray_jobs.demo import run
 
     run(folder, seeds)
-
-
-def several_values(arguments: Sequence[str]) -> list[str]:
-    """`--data a b c` as `--data a --data b --data c`."""
-    out: list[str] = []
-    current = None
-    for argument in arguments:
-        if argument.startswith("-"):
-            current = argument if argument in SEVERAL else None
-            out += [] if current else [argument]
-        elif current:
-            out += [current, argument]
-        else:
-            out.append(argument)
-    return out
 
 
 def start(arguments: Sequence[str] | None = None) -> None:

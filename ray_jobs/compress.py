@@ -1,16 +1,20 @@
-"""compress: ingest, extract, bins, score, sample, write. Each stage is also a job of its own, which runs those before it."""
+"""compress: ingest, extract, bins, score, sample, write, encode. Each stage is also a job of its own: it runs those before it."""
 
 import posixpath
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from adq.sampling import kept
 from adq.shards import absolute, locate
-from ray_jobs import bins, dynamics, extract, ingest, sample, score, weights, write
+from palette.encodings import ORIGINAL
+from ray_jobs import bins, dynamics, encode, extract, ingest, saliency, sample, score, weights, write
 from ray_jobs.cluster import check_paths, probe
+from ray_jobs.encode import Storage
+from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.stages import Manifest
+from ray_jobs.store import canonical_json, sha256
 
 STAGES = ("ingest", "weights", "extract", "bins", "score", "dynamics", "sample", "write")
 
@@ -23,6 +27,7 @@ class Compression:
     backbone: Backbone
     selection: Selection
     out: str | None = None
+    storage: Storage = field(default_factory=Storage)
 
     def identity(self) -> dict:
         """What makes this another pipeline."""
@@ -30,6 +35,7 @@ class Compression:
         return {
             "root": root.root, "shards": root.shards, "data": asdict(self.data), "backbone": asdict(self.backbone),
             "selection": asdict(self.selection), "out": absolute(self.out) if self.out else None,
+            "storage": asdict(self.storage),
         }  # fmt: skip
 
     def needs(self) -> tuple[str, ...]:
@@ -37,8 +43,8 @@ class Compression:
         needed = sample.needs(self.selection.method)
         features = "scores" in needed or ("embeddings" in needed and not self.backbone.embeddings)
         asked = {
-            "weights": features, "extract": features, "bins": bool(needed & {"bins", "scores"}), "score": "scores" in needed,
-            "dynamics": "dynamics" in needed,
+            "weights": features or self.storage.needs_network, "extract": features, "bins": bool(needed & {"bins", "scores"}),
+            "score": "scores" in needed, "dynamics": "dynamics" in needed,
         }  # fmt: skip
         return tuple(name for name in STAGES if asked.get(name, True))
 
@@ -82,8 +88,23 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
             bins.own_embeddings(wanted.backbone.embeddings, index) if own else None,
         ), selection)  # fmt: skip
     if "write" in todo:
-        done["write"] = write.run(job, index, done["sample"], wanted.out, selection.seed)
+        done |= _written(job, index, done["sample"], wanted, extractor if "weights" in todo else None)
     return done
+
+
+def _written(
+    job: Job, index: Index, chosen: Manifest, wanted: Compression, extractor: weights.Extractor | None
+) -> dict[str, Manifest]:
+    """The subset in --out; where it is encoded, its own files stay in the store."""
+    seed, storage = wanted.selection.seed, wanted.storage
+    if storage.encoding() == ORIGINAL:
+        return {"write": write.run(job, index, chosen, wanted.out, seed)}
+    digest = sha256(canonical_json([chosen.content, index.manifest.content, seed]))
+    written = write.run(job, index, chosen, job.store.path(f"subsets/{digest[:16]}"), seed)
+    shards = [part.path for part in written.parts if part.path.endswith(".tar")]
+    subset = encode.read_back(job, index, written.stage.store.root, shards, "subset")
+    ranked = saliency.run(job, subset, extractor, storage.encoding().resize) if storage.needs_network else None
+    return {"write": written, "encode": encode.run(job, subset, storage, wanted.out, ranked, seed)}
 
 
 def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:
@@ -92,7 +113,7 @@ def run(wanted: Compression, compute: Compute, place: Place, last: str = "write"
     selection = wanted.selection
     name = f"{selection.method} keep {selection.keep:g}" if last == "write" else last
     with opened(place, compute, name, ["compress", last, wanted.identity()]) as job:
-        options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection)
+        options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection) | asdict(wanted.storage)
         job.run.params({k: v for k, v in options.items() if v is not None} | {"batch_size": compute.batch_size})
         done = stages(job, wanted, last)
         if last == "write":
@@ -106,11 +127,12 @@ def _file_of(weights: str | None) -> str | None:
 
 
 def _report(job: Job, done: Mapping[str, Manifest], wanted: Compression) -> None:
-    s = done["write"].summary
+    last = done.get("encode", done["write"])
+    s = last.summary | {name: done["write"].summary[name] for name in ("source_payload_bytes", "source_tar_bytes")}
     share = s["payload_bytes"] / max(s["source_payload_bytes"], 1)
     job.run.metrics({k: v for k, v in s.items() if isinstance(v, int | float)})
     job.run.metrics({"moved": done["sample"].summary["moved"]})
-    job.run.dataset("subset", absolute(wanted.out), done["write"].content, "subset", s["images"])
+    job.run.dataset("subset", absolute(wanted.out), last.content, "subset", s["images"])
     print(
         f"\n{s['images']:,} of {done['ingest'].summary['images']:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload "
         f"({share:.1%} of the source), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"

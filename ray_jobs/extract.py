@@ -1,6 +1,5 @@
 """extract: the features of every image. A task is a shard; each image is decoded once."""
 
-import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -12,12 +11,12 @@ import pyarrow as pa
 import ray
 import torch
 
-from adq.extractor import FeatureExtractor, InputTransform, head_size, load_weights
+from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
-from adq.models import build
 from adq.shards import DataSet, read_samples
 from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.frozen import network, shared_weights
 from ray_jobs.ingest import Index, full_key
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
@@ -66,9 +65,7 @@ class FeatureActor:
         if self.extractor is not None:
             return
         plan = self.plan
-        tensors = {name: torch.from_numpy(np.array(value)) for name, value in ray.get(weights[0]).items()}
-        model = build(plan.arch, head_size(plan.arch, tensors), plan.image_size)
-        load_weights(model, tensors, "the weights stage")
+        model = network(weights, plan.arch, plan.image_size)
         self.extractor = FeatureExtractor(model, plan.arch).to(plan.device).eval()
 
     def work(self, weights: list[ray.ObjectRef], shard: str, known: list[tuple[str, int]]) -> tuple[Part, int, str]:
@@ -173,8 +170,7 @@ def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrup
 
         if missing:
             known = _known(index)
-            saved = torch.load(io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True)
-            state = {name: value.numpy() for name, value in saved.items()}
+            state = shared_weights(extractor)
             size = pool_size(job.cluster, compute, job.device, len(missing))
             tasks = [(shard, known[shard]) for shard in missing]
             map_actors(FeatureActor, (plan,), tasks, size, compute, job.device, on_done, state)

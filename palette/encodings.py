@@ -1,0 +1,174 @@
+"""What an image is stored as: `--encode`. A chain of steps, of which each is optional, in this order:
+
+    resize:S            the shorter side to S pixels, where it is longer (bicubic with antialiasing)
+    patches:THETA       THETA per cent of the patches are dropped, those of the least saliency; see adq/patches.py
+    jpeg:Q | webp:Q     stored with this quality, from 1 to 100
+    palette:K           stored in K colours, by k-means from median cut
+
+joined by "+", such as resize:64+webp:50; or `original`: the bytes as they are.
+"""
+
+import io
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from adq import patches
+from adq.container import split
+from adq.images import RESAMPLING, decode
+from palette.export import png_bytes
+from palette.quantize import kmeans
+
+CODECS = {"jpeg": (1, 100), "webp": (1, 100), "palette": (2, 256)}
+ORDER = ("resize", "patches", *CODECS)
+LARGEST_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A chain; 0 and "" are steps that it does not have."""
+
+    resize: int = 0  # pixels
+    patches: int = 0  # per cent
+    codec: str = ""
+    level: int = 0  # quality, or colours
+
+    def __post_init__(self):
+        low, high = CODECS.get(self.codec, (0, 0))
+        if not low <= self.level <= high:
+            raise ValueError(f"{self.codec}:{self.level}: expected {self.codec}:{low} to {high}")
+        if not 0 <= self.patches < 100:
+            raise ValueError(f"patches:{self.patches}: expected 1 to 99 per cent of the patches")
+        if not 0 <= self.resize <= LARGEST_SIDE:
+            raise ValueError(f"resize:{self.resize}: expected a side of 1 to {LARGEST_SIDE} pixels")
+        if self.resize and not self.codec:
+            raise ValueError(f"resize:{self.resize}: say how it is stored then, such as resize:{self.resize}+webp:75")
+        if self.patches and self.codec == "palette":
+            raise ValueError("patches and palette do not go together: kept patches are stored as JPEG or WebP")
+
+    @classmethod
+    def parse(cls, text: str) -> "Encoding":
+        """Raises ValueError: says which step is wrong and what is known."""
+        if text.strip() == "original":
+            return cls()
+        found: dict[str, int] = {}
+        for step in text.split("+"):
+            match = re.fullmatch(r"\s*([a-z]+):([0-9]{1,4})\s*", step)
+            if not match or match[1] not in ORDER or int(match[2]) == 0:
+                raise ValueError(
+                    f"--encode {text}: {step.strip()!r} is none of original, resize:PIXELS, patches:PERCENT, jpeg:QUALITY, "
+                    "webp:QUALITY, palette:COLOURS, joined by +"
+                )
+            found[match[1]] = int(match[2])
+        codecs = [name for name in CODECS if name in found]
+        if len(found) < len(text.split("+")) or len(codecs) > 1 or sorted(found, key=ORDER.index) != list(found):
+            raise ValueError(f"--encode {text}: expected each step once, one codec, in the order of {', '.join(ORDER)}")
+        codec = codecs[0] if codecs else ""
+        return cls(found.get("resize", 0), found.get("patches", 0), codec, found.get(codec, 0))
+
+    def __str__(self) -> str:
+        steps = [f"{name}:{value}" for name, value in (("resize", self.resize), ("patches", self.patches)) if value]
+        return "+".join(steps + ([f"{self.codec}:{self.level}"] if self.codec else [])) or "original"
+
+
+ORIGINAL = Encoding()
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An image as it is stored."""
+
+    extension: str
+    data: bytes
+    gained: bool = True  # False: the file as it was takes no more bytes, and is kept
+
+
+def encode(
+    files: Sequence[tuple[str, bytes]], encoding: Encoding, saliency: Sequence[np.ndarray] | None = None
+) -> list[Encoded]:
+    """Store images in another way.
+
+    No image sees another, and none grows: where the file as it was costs no more bytes (the image's own, in `adq.container`), it is
+    kept. Images that are resized or palettised are always encoded anew.
+
+    Args:
+        files: (extension, bytes) of each image.
+        saliency: of each image's patches, float [rows, columns], where patches are dropped.
+
+    Raises:
+        UndecodableImage: a file that is none.
+        ValueError: patches without their saliency.
+    """
+    if encoding == ORIGINAL:
+        return [Encoded(extension, data, False) for extension, data in files]
+    if encoding.patches and (saliency is None or len(saliency) != len(files)):
+        raise ValueError(f"{encoding} needs the saliency of each image's patches")
+    if encoding.codec == "palette":
+        return _palettised([resized(decode(data), encoding.resize) for _, data in files], encoding.level)
+    out = []
+    for i, (extension, data) in enumerate(files):
+        if encoding.patches:
+            out.append(_patched(extension, data, encoding, saliency[i]))
+            continue
+        image = resized(decode(data), encoding.resize)
+        made = _lossy(image, encoding)
+        kept = not encoding.resize and own_bytes(data) <= own_bytes(made.data)
+        out.append(Encoded(extension, data, False) if kept else made)
+    return out
+
+
+def own_bytes(data: bytes) -> int:
+    """The bytes of a file that are its own in the compact container; the others are the same in every file of its kind."""
+    return len(split(data)[1])
+
+
+def resized(image: Image.Image, side: int) -> Image.Image:
+    """The image with its shorter side brought to `side` pixels, if that is longer; 0: as it is."""
+    shorter = min(image.size)
+    if not side or shorter <= side:
+        return image
+    size = [max(side, round(length * side / shorter)) for length in image.size]
+    return image.resize(size, RESAMPLING["bicubic"])
+
+
+def _lossy(image: Image.Image, encoding: Encoding) -> Encoded:
+    if encoding.codec == "webp":
+        return Encoded("webp", _file(image, "WEBP", quality=encoding.level, method=6))
+    plain = _file(image, "JPEG", quality=encoding.level)
+    # Huffman tables of its own pay where a scan is long: they are no longer what all files share.
+    tuned = _file(image, "JPEG", quality=encoding.level, optimize=True)
+    return Encoded("jpg", tuned if len(tuned) < own_bytes(plain) else plain)
+
+
+def _patched(extension: str, data: bytes, encoding: Encoding, saliency: np.ndarray) -> Encoded:
+    (whole,) = encode([(extension, data)], replace(encoding, patches=0))
+    image = decode(data)
+    if encoding.resize and min(image.size) > encoding.resize:
+        data = _file(resized(image, encoding.resize), "PNG", compress_level=1)
+    mask = patches.keep_mask(saliency, encoding.patches / 100)
+    codec = {"codec": encoding.codec, "quality": encoding.level} if encoding.codec else {}
+    made = patches.encode(data, mask, **codec)
+    return whole if own_bytes(whole.data) <= own_bytes(made) else Encoded("patches", made)
+
+
+def _palettised(images: Sequence[Image.Image], colors: int) -> list[Encoded]:
+    """Indexed PNGs, images of one size together."""
+    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for i, image in enumerate(images):
+        groups[image.size].append(i)
+    out: dict[int, Encoded] = {}
+    for members in groups.values():
+        palettes, indices = kmeans(np.stack([np.asarray(images[i]) for i in members]), colors)
+        for i, palette, index in zip(members, palettes, indices, strict=True):
+            out[i] = Encoded("png", png_bytes(palette, index))
+    return [out[i] for i in range(len(images))]
+
+
+def _file(image: Image.Image, kind: str, **settings: int | bool) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **settings)
+    return buffer.getvalue()

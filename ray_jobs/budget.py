@@ -1,0 +1,57 @@
+"""Budgets in bytes: how they are written, and how many images of a method fit into one."""
+
+import re
+from collections.abc import Callable
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
+CLOSE = 0.005  # of the budget that may be left over
+
+
+def parse_bytes(text: str) -> int:
+    """3MB, 300kB or 300000 as bytes; a kB is 1,000 of them. Raises ValueError."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMG]?B)?\s*", text)
+    found = round(float(match[1]) * UNITS[match[2] or "B"]) if match else 0
+    if found < 1:
+        raise ValueError(f"a budget of {text!r}: expected bytes such as 3MB, 300kB or 300000")
+    return found
+
+
+def parse_budgets(text: str) -> list[int]:
+    """Budgets separated by commas, smallest first. Raises ValueError."""
+    found = sorted({parse_bytes(part) for part in text.split(",") if part.strip()})
+    if not found:
+        raise ValueError("--budgets: give at least one, such as 300kB,1MB,3MB")
+    return found
+
+
+def images_that_fit(budget: int, most: int, bytes_of: Callable[[int], int], least: int = 1) -> int:
+    """How many images fit: within `CLOSE` of the budget, or to the image.
+
+    Args:
+        most: images that there are. bytes_of: the payload of so many images, which grows with their number, nearly in
+            proportion. least: images below which there is no set, such as one a class.
+
+    Raises:
+        ValueError: not even `least` images fit; says what they take.
+    """
+    known = {least: bytes_of(least)}
+    if known[least] > budget:
+        raise ValueError(f"{least:,} images take {known[least]:,} bytes: more than the budget of {budget:,}")
+    low, high = least, most + 1  # low fits, high does not, or is one too many
+    guess = min(most, 16 * least)
+    while high - low > 1:
+        known[guess] = bytes_of(guess)
+        low, high = (guess, high) if known[guess] <= budget else (low, guess)
+        if budget - known[low] <= CLOSE * budget:
+            break
+        guess = _next(budget, low, high, most, known)
+    return low
+
+
+def _next(budget: int, low: int, high: int, most: int, known: dict[int, int]) -> int:
+    """Along the line through the two sizes that lie nearest to the budget, strictly between `low` and `high`."""
+    one, other = sorted(known, key=lambda count: (abs(known[count] - budget), count))[:2]
+    slope = (known[other] - known[one]) / (other - one)
+    # A little below the line, so that the answer is approached from the side that fits.
+    wanted = one + (budget * (1 - CLOSE / 4) - known[one]) / slope if slope > 0 else (low + min(high, most)) / 2
+    return min(max(round(wanted), low + 1), high - 1)

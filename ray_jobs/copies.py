@@ -1,0 +1,85 @@
+"""A data set in several encodings, each made once, and the payload of any part of a copy: what budgets are spent on."""
+
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from adq.randomness import numpy_generator
+from palette.encodings import ORIGINAL
+from ray_jobs import encode, saliency, weights
+from ray_jobs.budget import images_that_fit
+from ray_jobs.encode import Storage
+from ray_jobs.grid import Selected, Variant
+from ray_jobs.ingest import Index
+from ray_jobs.job import Job
+from ray_jobs.loading import Rows
+from ray_jobs.options import Backbone
+from ray_jobs.payload import palettised_bytes, payload_bytes
+from ray_jobs.shard_reader import image_members
+from ray_jobs.store import canonical_json, sha256
+
+SAMPLED = 1000  # images whose palettised container says how much less it takes than their files
+
+
+class Copies:
+    """The data set in each encoding: the same keys in the same order."""
+
+    def __init__(self, job: Job, index: Index, backbone: Backbone):
+        self.job, self.index, self.backbone = job, index, backbone
+        self._made: dict[str, Index] = {}
+        self._ratios: dict[str, float] = {}
+
+    def of(self, storage: Storage) -> Index:
+        """The encoded data set."""
+        name = f"{storage.encoding()} {storage.saliency}"
+        if name not in self._made:
+            self._made[name] = self.index if storage.encoding() == ORIGINAL else self._make(storage)
+        return self._made[name]
+
+    def _make(self, storage: Storage) -> Index:
+        job, index, ranked = self.job, self.index, None
+        if storage.needs_network:
+            ranked = saliency.run(job, index, weights.run(job, index, self.backbone), storage.encoding().resize)
+        digest = sha256(canonical_json([index.manifest.content, asdict(storage), ranked.content if ranked else ""]))
+        out = job.store.path(f"encoded/{digest[:16]}")
+        encode.run(job, index, storage, out, ranked)
+        return encode.encoded_index(job, index, out)
+
+    def payload(self, storage: Storage, positions: np.ndarray) -> int:
+        """Bytes of the container of some images."""
+        copy = self.of(storage)
+        counted = palettised_bytes if storage.encoding().codec == "palette" else payload_bytes
+        return counted(copy, positions)
+
+    def guess(self, storage: Storage, positions: np.ndarray) -> int:
+        """The same, near enough and at once: palettised images are not coded for it."""
+        copy, name = self.of(storage), str(storage.encoding())
+        files = payload_bytes(copy, positions)
+        if storage.encoding().codec != "palette":
+            return files
+        if name not in self._ratios:
+            count = min(SAMPLED, copy.images)
+            some = np.sort(numpy_generator(0, "palettised").choice(copy.images, count, replace=False))
+            self._ratios[name] = palettised_bytes(copy, some) / payload_bytes(copy, some)
+        return round(files * self._ratios[name])
+
+    def fitting(
+        self, selected: Selected, variant: Variant, storage: Storage, budget: int, seed: int
+    ) -> tuple[Rows, int]:
+        """As many images of a method as fit into a budget, as rows of the copy, and their payload.
+
+        Raises:
+            ValueError: not even one image a class fits.
+        """
+        total, least = self.index.images, len(self.index.classes)
+
+        def rows(count: int) -> Rows:
+            return selected.of(variant, count / total, seed)[0]
+
+        count = images_that_fit(budget, total, lambda count: self.guess(storage, rows(count).positions), least)
+        while (payload := self.payload(storage, (found := rows(count)).positions)) > budget:
+            if count == least:
+                raise ValueError(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
+            count = max(least, min(count - 1, int(count * budget / payload)))
+        sizes = image_members(self.of(storage)).image_bytes
+        return replace(found, image_bytes=int(sizes[found.positions].sum())), payload

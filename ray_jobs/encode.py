@@ -1,0 +1,236 @@
+"""encode: the images of shards stored in another way, shard by shard: what `--encode` asks for. Labels and keys stay."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import islice
+
+import numpy as np
+import pyarrow as pa
+from adq.patches import grid
+from adq.saliency import random_saliency
+
+from adq.images import UndecodableImage, decode
+from adq.shards import DataSet, absolute, join, read_samples, tar_bytes
+from palette.encodings import Encoded, Encoding, encode, resized
+from ray_jobs import ingest, saliency, weights, write
+from ray_jobs.accuracy import as_bytes
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.cluster import probe
+from ray_jobs.ingest import Index, full_key
+from ray_jobs.job import Job, opened
+from ray_jobs.options import Backbone, Compute, Data, Place, option
+from ray_jobs.payload import payload_bytes
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import Store, parquet_table
+from ray_jobs.write import Output
+
+VERSION = 1
+SALIENCY = ("grad-cam", "random")
+BATCH = 256  # images that are encoded together
+COLUMNS = ("key", "label", "bytes_before", "extension", "bytes")
+
+
+@dataclass(frozen=True)
+class Storage:
+    """How the chosen images are stored."""
+
+    encode: str = option(
+        "original",
+        "How images are stored: original, or steps joined by +: resize:SIDE, patches:PERCENT, then jpeg:QUALITY, webp:QUALITY or "
+        "palette:COLOURS.",
+        metavar="STEP+STEP",
+    )
+    saliency: str = option("grad-cam", "By what patches are dropped; random is the control.", SALIENCY)
+
+    def __post_init__(self):
+        self.encoding()
+        if self.saliency not in SALIENCY:
+            raise ValueError(f"--saliency {self.saliency}: expected one of {', '.join(SALIENCY)}")
+
+    def encoding(self) -> Encoding:
+        return Encoding.parse(self.encode)
+
+    @property
+    def needs_network(self) -> bool:
+        """Whether a network must have ranked the patches."""
+        return self.encoding().patches > 0 and self.saliency == "grad-cam"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an actor must know."""
+
+    stage: Stage
+    data: DataSet
+    image_ext: tuple[str, ...]
+    key_prefix: str
+    classes: tuple[str, ...]
+    encoding: Encoding
+    random_seed: int | None  # of random saliency; None: what is handed over
+
+
+class Encoder:
+    """An actor that encodes the images of a shard."""
+
+    def __init__(self, plan: Plan):
+        self.plan = plan
+
+    def ready(self, _shared: list) -> None:
+        """Nothing to load."""
+
+    def work(
+        self, _shared: list, shard: str, labels: Mapping[str, int], ranked: Mapping[str, np.ndarray]
+    ) -> list[Part]:
+        """The encoded shard, what became of each image, and, in few colours, their container.
+
+        Args:
+            labels: by key. ranked: the saliency of each image's patches, where a network gave it.
+        """
+        members: list[tuple[str, bytes]] = []
+        rows: list[tuple] = []
+        for batch in _chunks(read_samples(self.plan.data, shard), BATCH):
+            keys = [full_key(shard, sample["__key__"], self.plan.key_prefix) for sample in batch]
+            files = [next((e, sample[e]) for e in self.plan.image_ext if e in sample) for sample in batch]
+            made = self._encoded(shard, keys, files, ranked)
+            for key, sample, (extension, before), after in zip(keys, batch, files, made, strict=True):
+                name = sample["__key__"]
+                members.append((f"{name}.{after.extension}", after.data))
+                members += [(f"{name}.{e}", d) for e, d in sample.items() if e != extension and not e.startswith("__")]
+                rows.append((key, labels[key], len(before), after.extension, len(after.data)))
+        if len(rows) != len(labels):
+            raise ValueError(f"{join(self.plan.data.root, shard)}: changed since ingest; run again to ingest it anew")
+        name, stage = shard.removesuffix(".tar"), self.plan.stage
+        table = pa.table(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
+        return [
+            stage.commit(name, tar_bytes(members), len(rows), "tar"), stage.commit_table(f".tessera/encoded/{name}", table)
+        ]  # fmt: skip
+
+    def _encoded(self, shard: str, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[Encoded]:
+        encoding, seed = self.plan.encoding, self.plan.random_seed
+        try:
+            saliency = None
+            if encoding.patches and seed is None:
+                saliency = [ranked[key] for key in keys]
+            elif encoding.patches:
+                images = [resized(decode(data), encoding.resize) for _, data in files]
+                cuts = [grid(image.height, image.width) for image in images]
+                saliency = [
+                    random_saliency(key, cut.rows, cut.columns, seed) for key, cut in zip(keys, cuts, strict=True)
+                ]
+            return encode(files, encoding, saliency)
+        except UndecodableImage as error:
+            raise ValueError(
+                f"{join(self.plan.data.root, shard)}: an image cannot be decoded ({error}); leave it out"
+            ) from error
+
+
+def run(
+    job: Job, index: Index, storage: Storage, out: str, scores: Manifest | None = None, seed: int = 0
+) -> Manifest:
+    """Encode every image of an index, or find it done: shards of the same names in a folder.
+
+    Args:
+        scores: of `ray_jobs.saliency`, where `Storage.needs_network`.
+        seed: of random saliency.
+
+    Raises:
+        ValueError: the folder holds something else; the source changed since ingest; an image that cannot be decoded.
+        OSError: the folder cannot be written.
+    """
+    encoding = storage.encoding()
+    random_seed = seed if encoding.patches and storage.saliency == "random" else None
+    inputs = {"index": index.manifest.content} | ({"saliency": scores.content} if scores else {})
+    stage = Output(Store.at(out), "encode", VERSION, inputs, {"encode": str(encoding), "random_seed": random_seed})
+    stage.claim()
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        parts = stage.committed()
+        labels = _labels(index)
+        # The table of a shard is its last part.
+        missing = [shard for shard in labels if f".tessera/encoded/{shard.removesuffix('.tar')}" not in parts]
+        progress = Progress("encode", index.images)
+        progress.add(index.images - sum(len(labels[shard]) for shard in missing))
+
+        def on_done(made: list[Part]) -> None:
+            parts.update({part.name: part for part in made})
+            progress.add(made[0].rows)
+
+        if missing:
+            ranked = saliency.by_key(scores) if scores else {}
+            tasks = [
+                (shard, labels[shard], {key: ranked[key] for key in labels[shard]} if ranked else {})
+                for shard in missing
+            ]
+            plan = Plan(stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, random_seed)
+            size = pool_size(job.cluster, job.compute, "cpu", len(missing))
+            map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)
+        names = [shard.removesuffix(".tar") for shard in labels]
+        shards, tables = [parts[name] for name in names], [parts[f".tessera/encoded/{name}"] for name in names]
+        classes = "".join(f"{name}\n" for name in index.classes).encode()
+        done = [*shards, *tables, stage.commit("classes", classes, len(index.classes), "txt")]
+        return done, _summary(job, index, stage, shards, tables)
+
+    def log(run, manifest: Manifest) -> None:
+        run.dataset("encoded", stage.store.root, manifest.content, "subset", manifest.summary["images"])
+
+    return job.stage(stage, work, log=log)
+
+
+def _summary(job: Job, index: Index, stage: Stage, shards: list[Part], tables: list[Part]) -> dict:
+    """Figures of the output; those of an encoding in few colours have the palettised container as their payload."""
+    table = pa.concat_tables(parquet_table(stage.read(part)) for part in tables)
+    kinds = Counter(table["extension"].to_pylist())
+    made = encoded_index(job, index, stage.store.root)
+    return {
+        "images": table.num_rows, "payload_bytes": payload_bytes(made), "source_payload_bytes": payload_bytes(index),
+        "tar_bytes": sum(part.bytes for part in shards), "source_tar_bytes": index.manifest.summary["tar_bytes"],
+        **{f"images_{kind}": count for kind, count in sorted(kinds.items())},
+    }  # fmt: skip
+
+
+def encoded_index(job: Job, index: Index, out: str) -> Index:
+    """The encoded shards, ingested: the same keys and labels."""
+    return read_back(job, index, out, index.data.shards, "encoded", index.key_prefix)
+
+
+def read_back(job: Job, index: Index, out: str, shards: Sequence[str], context: str, key_prefix: str = "none") -> Index:
+    """Shards that were made of those of an index, with the classes beside them, ingested."""
+    places = tuple(join(absolute(out), shard) for shard in shards)
+    data = Data(places, label=index.labels.source, classes=join(absolute(out), "classes.txt"), key_prefix=key_prefix)
+    return ingest.run(job, data, False, context)
+
+
+def _labels(index: Index) -> dict[str, dict[str, int]]:
+    """The labels of each shard's keys."""
+    table = index.table()
+    found: dict[str, dict[str, int]] = {shard: {} for shard in index.data.shards}
+    for key, label, shard in zip(*(table[name].to_pylist() for name in ("key", "label", "shard")), strict=True):
+        found[shard][key] = label
+    return found
+
+
+def _chunks(items: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, place: Place, out: str) -> None:
+    """The command: encode every image of some shards."""
+    identity = ["encode", asdict(storage), asdict(data), asdict(backbone), absolute(out)]
+    with opened(place, compute, f"encode {storage.encode}", identity) as job:
+        write.check(out)
+        probe(job.cluster, [absolute(out)])
+        index = ingest.run(job, data, require_all_classes=False)
+        job.run.params(asdict(storage))
+        ranked = None
+        if storage.needs_network:
+            ranked = saliency.run(job, index, weights.run(job, index, backbone), storage.encoding().resize)
+        s = run(job, index, storage, out, ranked).summary
+        job.run.metrics(s)
+        print(
+            f"\n{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
+            f"({s['payload_bytes'] / s['source_payload_bytes']:.1%} of the source), {as_bytes(s['tar_bytes'])} as tars\n"
+            f"shards   {absolute(out)}\n{job.where_to_look()}"
+        )

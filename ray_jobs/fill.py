@@ -1,0 +1,185 @@
+"""fill: images of which patches were dropped, made whole once: shards that hold every pixel. A task is a shard.
+
+Every reader fills gaps by itself, by `adq.fill.DEFAULT_FILLER`. This job is for the other fillers, and for a masked autoencoder,
+which runs in batches on the device; its result is a cache to train on, and its payload that of the patches.
+"""
+
+import io
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+import torch
+from PIL import Image
+
+from adq import patches
+from adq.fill import FILLERS, fill
+from adq.mae import MAE, from_bytes, reconstruct
+from adq.shards import DataSet, absolute, file_info, open_file, read_samples, tar_bytes
+from ray_jobs import ingest, write
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.cluster import check_paths, probe
+from ray_jobs.ingest import Index
+from ray_jobs.job import opened
+from ray_jobs.options import Compute, Data, Place, option
+from ray_jobs.payload import payload_bytes
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import Store, sha256
+from ray_jobs.write import Output
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
+
+VERSION = 1
+WITH_NETWORK = "mae"
+
+
+@dataclass(frozen=True)
+class Filling:
+    """How gaps are filled."""
+
+    filler: str = option(WITH_NETWORK, "What fills the gaps.", (WITH_NETWORK, *FILLERS))
+    mae: str | None = option(
+        None, "With --filler mae: its weights, of the job mae or the published ones.", metavar="FILE"
+    )
+
+    def __post_init__(self):
+        if (self.filler == WITH_NETWORK) != (self.mae is not None):
+            raise ValueError("--mae FILE goes with --filler mae, and --filler mae needs it")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an actor must know."""
+
+    stage: Stage
+    data: DataSet
+    filler: str
+    device: str
+    batch_size: int
+    threads: int
+
+
+class Filler:
+    """An actor that fills the gaps of a shard's images."""
+
+    def __init__(self, plan: Plan):
+        torch.set_num_threads(plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.plan = plan
+        self.model: MAE | None = None
+
+    def ready(self, weights: list) -> None:
+        """Load the network, once an actor."""
+        if weights and self.model is None:
+            self.model = from_bytes(ray.get(weights[0]), "--mae").to(self.plan.device).eval()
+
+    def work(self, weights: list, shard: str) -> Part:
+        self.ready(weights)
+        members: list[tuple[str, bytes]] = []
+        count = 0
+        for batch in _chunks(read_samples(self.plan.data, shard), self.plan.batch_size):
+            whole = self._whole([sample.get("patches", b"") for sample in batch])
+            for sample, made in zip(batch, whole, strict=True):
+                rest = {e: d for e, d in sample.items() if not e.startswith("__") and (e != "patches" or not made)}
+                rest = ({"png": made} if made else {}) | rest
+                members += [(f"{sample['__key__']}.{extension}", data) for extension, data in rest.items()]
+                count += 1
+        return self.plan.stage.commit(shard.removesuffix(".tar"), tar_bytes(members), count, "tar")
+
+    def _whole(self, files: list[bytes]) -> list[bytes]:
+        """PNGs of the files that are patches, images of one size together; b"" for others."""
+        out = [b""] * len(files)
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        found = {i: patches.decode(data) for i, data in enumerate(files) if data}
+        for i, one in found.items():
+            groups[one.pixels.shape].append(i)
+        for members in groups.values():
+            pixels = torch.from_numpy(np.stack([found[i].pixels for i in members]))
+            known = torch.from_numpy(np.stack([found[i].known for i in members]))
+            for i, image in zip(members, self._filled(pixels, known), strict=True):
+                buffer = io.BytesIO()
+                Image.fromarray(image.numpy()).save(buffer, "PNG", compress_level=1)
+                out[i] = buffer.getvalue()
+        return out
+
+    def _filled(self, pixels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+        if self.model is not None:
+            return reconstruct(self.model, pixels, known, self.plan.device)
+        return fill(pixels, known, self.plan.filler)
+
+
+def _chunks(items: Iterator[dict], size: int) -> Iterator[list[dict]]:
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
+    """Fill the gaps of every image, or find it done.
+
+    Raises:
+        ValueError: the folder holds something else; no image has gaps; a container or weights that are none.
+        OSError: the folder cannot be written.
+    """
+    weights = b""
+    if filling.mae:
+        with open_file(absolute(filling.mae)) as stream:
+            weights = stream.read()
+        from_bytes(weights, f"--mae {filling.mae}")
+    compute = job.compute
+    config = {
+        "filler": filling.filler,
+        "device": job.device,
+        "batch_size": compute.batch_size,
+        "threads": compute.threads,
+    }
+    inputs = {"index": index.manifest.content} | ({"mae": sha256(weights)} if weights else {})
+    stage = Output(Store.at(out), "fill", VERSION, inputs, config)
+    stage.claim()
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        parts = stage.committed()
+        counts = Counter(index.table()["shard"].to_pylist())
+        missing = [shard for shard in counts if shard.removesuffix(".tar") not in parts]
+        progress = Progress("fill", index.images)
+        progress.add(index.images - sum(counts[shard] for shard in missing))
+
+        def on_done(part: Part) -> None:
+            parts[part.name] = part
+            progress.add(part.rows)
+
+        if missing:
+            plan = Plan(stage, index.data, filling.filler, job.device, compute.batch_size, compute.threads)
+            size = pool_size(job.cluster, compute, job.device, len(missing))
+            map_actors(Filler, (plan,), [(s,) for s in missing], size, compute, job.device, on_done, weights or None)
+        shards = [parts[shard.removesuffix(".tar")] for shard in counts]
+        classes = stage.commit("classes", "".join(f"{n}\n" for n in index.classes).encode(), len(index.classes), "txt")
+        # What it costs is what is stored: the patches, not this cache of them.
+        summary = {
+            "images": index.images, "payload_bytes": payload_bytes(index), "tar_bytes": sum(part.bytes for part in shards),
+        }  # fmt: skip
+        return [*shards, classes], summary
+
+    return job.stage(stage, work)
+
+
+def run(filling: Filling, data: Data, compute: Compute, place: Place, out: str) -> None:
+    """The command."""
+    check_paths(mae=filling.mae)
+    with opened(
+        place, compute, f"fill {filling.filler}", ["fill", asdict(filling), asdict(data), absolute(out)]
+    ) as job:
+        write.check(out)
+        probe(job.cluster, [absolute(out)])
+        if filling.mae and not file_info(absolute(filling.mae)).is_file:
+            raise FileNotFoundError(f"--mae {filling.mae}: no such file; give the weights that the job mae wrote")
+        index = ingest.run(job, data, require_all_classes=False)
+        job.run.params(asdict(filling))
+        made = make(job, index, filling, out)
+        job.run.metrics(made.summary)
+        print(f"\n{index.images:,} images\nshards   {absolute(out)}\n{job.where_to_look()}")

@@ -1,0 +1,127 @@
+"""frontier: what accuracy a budget of bytes buys, for every way to spend it: fewer images, or smaller ones, or distilled ones.
+
+A spending is a method and an encoding; of it, as many images are chosen as fit into the budget, counted as one compact container.
+Pairs share draw, initial weights and order of batches as in `compare`.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from ray_jobs import encode, ingest
+from ray_jobs.budget import parse_budgets
+from ray_jobs.compare import train_all
+from ray_jobs.copies import Copies
+from ray_jobs.cost import gpus_each
+from ray_jobs.encode import Storage
+from ray_jobs.evaluate import Wanted, check_classes, planned
+from ray_jobs.frontier_report import ALL, Point, Spent, points, report
+from ray_jobs.grid import Grid, Selected, further_set
+from ray_jobs.job import Job, opened
+from ray_jobs.mlflow_run import Run
+from ray_jobs.options import Compute, Place, option
+from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.trainings import Plan, correct_of, facts_of
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """What is compared."""
+
+    budgets: str | None = option(None, "Payload of each data set; needed.", metavar="300kB,1MB,3MB")
+    encodings: str = option(
+        "original,webp:50,webp:20", "Ways to store the images, as --encode of compress takes them.", metavar="CHAIN,CHAIN"
+    )  # fmt: skip
+    saliency: str = option("grad-cam", "By what patches are dropped.", encode.SALIENCY)
+
+    def storages(self) -> list[Storage]:
+        """The encodings, each once. Raises ValueError."""
+        found = [Storage(text.strip(), self.saliency) for text in self.encodings.split(",") if text.strip()]
+        if not found:
+            raise ValueError("--encodings: give at least one, such as original,webp:50")
+        return list({str(storage.encoding()): storage for storage in found}.values())
+
+
+def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
+    """The command: encode, choose, train, and write the table, the figure and every run to --out."""
+    sizes, storages = parse_budgets(budgets.budgets or ""), budgets.storages()
+    store = Store.at(grid.out)
+    store.check_writable()
+    with opened(place, compute, "frontier", [asdict(budgets), grid.identity()]) as job:
+        index = ingest.run(job, grid.data)
+        test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
+        check_classes("--data", index, test)
+        job.run.params(asdict(budgets) | {"methods": grid.comparison.methods, "seeds": grid.evaluation.seeds})
+        copies, selected = Copies(job, index, grid.backbone), Selected(job, index, grid)
+        pairs = [
+            pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
+        ]  # fmt: skip
+        for name, shards in grid.named_sets.items():
+            own, each = further_set(job, name, shards, grid, index, test)
+            held = [budget for budget in sizes if budget >= each[0].payload]
+            if not held:
+                print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
+            for one in each if held else ():
+                spent = Spent(name, "", held[0], one.seed, one.images, one.payload)
+                pairs.append((Wanted(spent.title, own, [one.seed]), spent))
+        if not pairs:
+            raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")
+        spent = {(wanted.name, one.seed): one for wanted, one in pairs}
+        print(f"chosen        {len(pairs)} sets", flush=True)
+        plan = planned(job, [wanted for wanted, _ in pairs], test, grid.evaluation)
+        with _runs(job, grid, plan, spent) as runs:
+            parents = {t.name: runs[t.set, t.classifier.arch] for t in plan.trainings}
+            each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
+            train_all(job, plan, grid.evaluation.workers, each, parents)
+            done = [
+                replace(spent[t.set, t.classifier.seed], arch=t.classifier.arch, top1=facts_of(t)["top1"],
+                        correct=correct_of(t), training=t.stage.digest)
+                for t in plan.trainings
+            ]  # fmt: skip
+            found = points(done)
+            for point in found:
+                runs[point.title, point.arch].metrics(_metrics(point))
+        report(job, store, done, found, test)
+
+
+def _spendings(
+    grid: Grid, selected: Selected, copies: Copies, storage: Storage, budget: int
+) -> Iterator[tuple[Wanted, Spent]]:
+    """Every set of an encoding in a budget; where everything fits, methods have nothing to choose, and there is one set."""
+    copy, encoding = copies.of(storage), str(storage.encoding())
+    whole = np.arange(copy.images)
+    if copies.guess(storage, whole) <= budget and (payload := copies.payload(storage, whole)) <= budget:
+        for seed in grid.seeds:
+            spent = Spent(ALL, encoding, budget, seed, copy.images, payload)
+            yield Wanted(spent.title, copy, [seed]), spent
+        return
+    for variant in grid.variants:
+        for seed in grid.seeds:
+            try:
+                rows, payload = copies.fitting(selected, variant, storage, budget, seed)
+            except ValueError as error:
+                print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
+                break
+            spent = Spent(variant.name, encoding, budget, seed, rows.images, payload)
+            yield Wanted(spent.title, copy, [seed], rows), spent
+
+
+def _metrics(point: Point) -> dict[str, float]:
+    named = {"top1": point.mean, "images": point.images, "payload_bytes": point.payload, "budget": point.budget}
+    return named | ({"top1_half_interval": point.half_interval} if point.seeds > 1 else {})
+
+
+@contextlib.contextmanager
+def _runs(job: Job, grid: Grid, plan: Plan, spent: dict) -> Iterator[dict[tuple[str, str], Run]]:
+    """A run for every spending and network, under which its trainings go."""
+    with contextlib.ExitStack() as stack:
+        runs: dict[tuple[str, str], Run] = {}
+        for training in plan.trainings:
+            arch, one = training.classifier.arch, spent[training.set, training.classifier.seed]
+            if (training.set, arch) not in runs:
+                params = {"set": one.method, "encode": one.encoding, "budget": one.budget, "arch": arch}
+                digest = sha256(canonical_json(["frontier", grid.identity(), training.set, arch]))
+                runs[training.set, arch] = stack.enter_context(job.child(f"{training.set} {arch}", digest, params))
+        yield runs

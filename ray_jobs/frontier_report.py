@@ -1,0 +1,172 @@
+"""What a frontier says: accuracy of every spending of every budget, the best of each, as a table, a figure and a sentence."""
+
+import io
+import json
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
+from ray_jobs.store import Store, parquet_bytes
+
+if TYPE_CHECKING:  # what only the driver needs
+    from ray_jobs.ingest import Index
+    from ray_jobs.job import Job
+
+HEADINGS = ("network", "budget", "way to spend it", "images", "payload", "top-1", "below the best", "n")
+ALL = "all images"  # the method where nothing is left to choose
+RULE = "frontier.json"  # what `compress --budget --frontier` reads
+RULE_FIELDS = ("arch", "budget", "method", "encoding", "images", "payload", "mean", "seeds")
+
+
+@dataclass(frozen=True, eq=False)
+class Spent:
+    """One training of one spending."""
+
+    method: str
+    encoding: str  # "" of a set that was made elsewhere
+    budget: int
+    seed: int
+    images: int
+    payload: int
+    arch: str = ""
+    top1: float = math.nan
+    correct: np.ndarray | None = None  # bool [T]
+    training: str = ""
+
+    @property
+    def name(self) -> str:
+        return spending(self.method, self.encoding)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} in {as_bytes(self.budget)}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A spending of a budget on a network: shares of test images, means over the seeds."""
+
+    method: str
+    encoding: str
+    budget: int
+    arch: str
+    images: int
+    payload: int
+    seeds: int
+    mean: float
+    half_interval: float  # half of the 95 % t-interval; NaN with one seed
+    below: tuple[float, float]  # the best spending of the budget less this one, seed by seed, and half of its interval
+
+    @property
+    def name(self) -> str:
+        return spending(self.method, self.encoding)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} in {as_bytes(self.budget)}"
+
+
+def spending(method: str, encoding: str) -> str:
+    """How a person calls it."""
+    return f"{method} as {encoding}" if encoding else method
+
+
+def points(done: Sequence[Spent]) -> list[Point]:
+    """By network and budget, the best first."""
+    groups: dict[tuple[str, int, str], list[Spent]] = {}
+    for one in done:
+        groups.setdefault((one.arch, one.budget, one.name), []).append(one)
+    means = {key: statistics.fmean(one.top1 for one in group) for key, group in groups.items()}
+    found = []
+    leaders: dict[tuple[str, int], str] = {}
+    for arch, budget, name in sorted(groups, key=lambda key: (key[0], key[1], -means[key], key[2])):
+        group, leader = groups[arch, budget, name], leaders.setdefault((arch, budget), name)
+        top1 = [one.top1 for one in group]
+        reached = {one.seed: one.top1 for one in groups[arch, budget, leader]}
+        gaps = [reached[one.seed] - one.top1 for one in group]
+        found.append(Point(
+            group[0].method, group[0].encoding, budget, arch, round(statistics.fmean(one.images for one in group)),
+            round(statistics.fmean(one.payload for one in group)), len(group), statistics.fmean(top1), t_half_interval(top1),
+            (statistics.fmean(gaps), t_half_interval(gaps)),
+        ))  # fmt: skip
+    return found
+
+
+def best(found: Sequence[Point]) -> list[Point]:
+    """The frontier: of every network and budget the best spending; a larger budget may also be spent as a smaller one."""
+    frontier: dict[tuple[str, int], Point] = {}
+    for arch in dict.fromkeys(point.arch for point in found):
+        leader = None
+        for budget in sorted({point.budget for point in found if point.arch == arch}):
+            own = next(point for point in found if (point.arch, point.budget) == (arch, budget))
+            leader = own if leader is None or own.mean > leader.mean else leader
+            frontier[arch, budget] = leader
+    return list(frontier.values())
+
+
+def as_table(found: Sequence[Point]) -> str:
+    """A Markdown table; accuracies in per cent with 95 % intervals; differences are seed by seed."""
+    lines = [HEADINGS]
+    leaders: set[tuple[str, int]] = set()
+    for point in found:
+        first = (point.arch, point.budget) not in leaders
+        leaders.add((point.arch, point.budget))
+        gap, half = point.below
+        lines.append((
+            point.arch, as_bytes(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload),
+            f"{100 * point.mean:.1f}{_plus_minus(point.half_interval)}",
+            "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}", str(point.seeds),
+        ))  # fmt: skip
+    return markdown(lines, left=3)
+
+
+def sentences(found: Sequence[Point]) -> list[str]:
+    """What a user can act on, one for each network and budget: the best spending, and which others cannot be told from it."""
+    told = []
+    for arch in dict.fromkeys(point.arch for point in found):
+        for budget in sorted({point.budget for point in found if point.arch == arch}):
+            here = [point for point in found if (point.arch, point.budget) == (arch, budget)]
+            leader, others = here[0], here[1:]
+            equal = [point.name for point in others if not point.below[0] > point.below[1]]  # also without an interval
+            text = (
+                f"{arch}, {as_bytes(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
+                f"{_plus_minus(leader.half_interval)}"
+            )
+            told.append(text + (f"; not to be told from it: {', '.join(equal)}" if equal else ""))
+    return told
+
+
+def _plus_minus(half: float) -> str:
+    return "" if math.isnan(half) else f" ± {100 * half:.1f}"
+
+
+def runs_table(done: Sequence[Spent], keys: Sequence[str]) -> pa.Table:
+    """A row a training. `correct` holds a bit a test image, in the order of the metadata's test_keys, first bit highest."""
+    columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(Spent) if f.name != "correct"}
+    correct = pa.array([np.packbits(one.correct).tobytes() for one in done], pa.binary())
+    return pa.table({**columns, "correct": correct}).replace_schema_metadata({"test_keys": "\n".join(keys)})
+
+
+def report(job: "Job", store: Store, done: Sequence[Spent], found: Sequence[Point], test: "Index") -> None:
+    """Write runs.parquet, frontier.json, table.md and a figure a network to the store and to MLflow; print table and sentences."""
+    from ray_jobs.frontier_figure import accuracy_over_bytes
+
+    table, told = as_table(found), "\n".join(sentences(found))
+    store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
+    rule = [{name: getattr(point, name) for name in RULE_FIELDS} for point in found]
+    store.write(RULE, json.dumps(rule, indent=1).encode())
+    store.write("table.md", f"{table}\n\n{told}\n\n{job.tracker.ui_command()}\n".encode())
+    for name in ("table.md", RULE, "runs.parquet"):
+        job.run.artifact_bytes(store.read(name), name)
+    for arch in dict.fromkeys(point.arch for point in found):
+        figure, image = accuracy_over_bytes([point for point in found if point.arch == arch], arch), io.BytesIO()
+        job.run.figure(figure, f"figures/{arch}.png")
+        figure.savefig(image, format="png")
+        store.write(f"{arch}.png", image.getvalue())
+    print(f"\n{table}\n\n{told}\n\nruns     {store.path('runs.parquet')}\n{job.where_to_look()}")

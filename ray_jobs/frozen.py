@@ -1,0 +1,44 @@
+"""A trained network in actors: its weights go through the object store once, and are loaded once an actor."""
+
+import io
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+import ray
+import torch
+from torch import nn
+
+from adq.extractor import head_size, load_weights
+from adq.models import build
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.ingest import Index
+    from ray_jobs.weights import Extractor
+
+
+def shared_weights(extractor: "Extractor", of: "Index | None" = None) -> dict[str, np.ndarray]:
+    """The tensors of the weights stage, as `map_actors` shares them.
+
+    Args:
+        of: data whose classes the network must know.
+
+    Raises:
+        ValueError: it knows others.
+    """
+    saved = torch.load(io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True)
+    if of is not None and (known := head_size(extractor.arch, saved)) != len(of.classes):
+        raise ValueError(
+            f"{extractor.arch} is asked for the true class, but its weights know {known} classes and the data have "
+            f"{len(of.classes)}: train it on the data with --weights train:10, or give such a file"
+        )
+    return {name: value.numpy() for name, value in saved.items()}
+
+
+def network(weights: list["ray.ObjectRef"], arch: str, image_size: int) -> nn.Module:
+    """In an actor: the network with these weights, in evaluation mode on the CPU."""
+    state: Mapping[str, np.ndarray] = ray.get(weights[0])
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}
+    model = build(arch, head_size(arch, tensors), image_size)
+    load_weights(model, tensors, "the weights stage")
+    return model.eval()

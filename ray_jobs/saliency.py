@@ -1,0 +1,155 @@
+"""saliency: how much each patch of an image tells of its class, by Grad-CAM of the backbone. A task is a shard."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+import ray
+import torch
+from PIL import Image
+
+from adq.extractor import InputTransform
+from adq.images import decode
+from adq.patches import grid
+from adq.saliency import grad_cam, patch_saliency, whole_input
+from adq.shards import DataSet, read_ranges
+from palette.encodings import resized
+from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.frozen import network, shared_weights
+from ray_jobs.ingest import Index
+from ray_jobs.progress import Progress
+from ray_jobs.stages import Manifest, Part, Stage
+
+if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
+    from ray_jobs.job import Job
+    from ray_jobs.weights import Extractor
+
+VERSION = 1
+Row = tuple[str, int, int, int]  # key, label, offset and size of the image
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an actor must know."""
+
+    stage: Stage
+    data: DataSet
+    arch: str
+    transform: InputTransform
+    resize: int
+    device: str
+    batch_size: int
+    threads: int
+    decoders: int
+
+
+class SaliencyActor:
+    """An actor with the backbone on its device."""
+
+    def __init__(self, plan: Plan):
+        torch.set_num_threads(plan.threads)
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        self.plan, self.model = plan, None
+        self.pool = ThreadPoolExecutor(max(1, plan.decoders))
+
+    def ready(self, weights: list[ray.ObjectRef]) -> None:
+        """Load the weights, once an actor."""
+        if self.model is None:
+            self.model = network(weights, self.plan.arch, self.plan.transform.crop).to(self.plan.device)
+
+    def work(self, weights: list[ray.ObjectRef], shard: str, rows: list[Row]) -> Part:
+        self.ready(weights)
+        found: list[tuple[str, np.ndarray]] = []
+        for start in range(0, len(rows), self.plan.batch_size):
+            found += self._batch(shard, rows[start : start + self.plan.batch_size])
+        return self.plan.stage.commit_table(shard, _table(found))
+
+    def _batch(self, shard: str, rows: list[Row]) -> Iterator[tuple[str, np.ndarray]]:
+        files = read_ranges(self.plan.data, shard, [(offset, size) for _, _, offset, size in rows])
+        images = list(self.pool.map(lambda data: resized(decode(data), self.plan.resize), files))
+        inputs = torch.stack([_input(image, self.plan.transform) for image in images]).to(self.plan.device)
+        labels = torch.tensor([label for _, label, _, _ in rows], device=self.plan.device)
+        maps = grad_cam(self.model, self.plan.transform.normalise(inputs), labels).cpu()
+        for (key, _, _, _), image, map_ in zip(rows, images, maps, strict=True):
+            cut = grid(image.height, image.width)
+            extent = image.height / cut.side, image.width / cut.side
+            yield key, patch_saliency(map_[None], cut.rows, cut.columns, extent)[0].numpy()
+
+
+def _input(image: Image.Image, transform: InputTransform) -> torch.Tensor:
+    return torch.as_tensor(whole_input(image, transform))
+
+
+def _table(found: list[tuple[str, np.ndarray]]) -> pa.Table:
+    values = [np.ascontiguousarray(value, dtype="<f4") for _, value in found]
+    return pa.table({
+        "key": [key for key, _ in found], "rows": pa.array([value.shape[0] for value in values], pa.int32()),
+        "columns": pa.array([value.shape[1] for value in values], pa.int32()),
+        "saliency": pa.array([value.tobytes() for value in values], pa.binary()),
+    })  # fmt: skip
+
+
+def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manifest:
+    """Rank the patches of every image, or find it done.
+
+    Args:
+        resize: shorter side that images are brought to first; 0: as they are.
+
+    Raises:
+        ValueError: the backbone knows other classes than the data; an image that cannot be decoded.
+    """
+    compute = job.compute
+    stage = Stage(
+        job.store, "saliency", VERSION,
+        inputs={"index": index.manifest.content, "weights": extractor.manifest.content},
+        config={
+            "arch": extractor.arch, "transform": asdict(extractor.transform), "resize": resize, "device": job.device,
+            "batch_size": compute.batch_size, "threads": compute.threads,
+        },
+    )  # fmt: skip
+
+    def work(stage: Stage) -> tuple[list[Part], dict]:
+        parts = stage.committed()
+        rows = _rows(index)
+        progress = Progress("saliency", sum(map(len, rows.values())))
+        missing = [shard for shard in rows if shard not in parts]
+        progress.add(sum(len(rows[shard]) for shard in rows if shard in parts))
+
+        def on_done(part: Part) -> None:
+            parts[part.name] = part
+            progress.add(part.rows)
+
+        if missing:
+            state = shared_weights(extractor, index)
+            plan = Plan(
+                stage, index.data, extractor.arch, extractor.transform, resize, job.device, compute.batch_size,
+                compute.threads, int(compute.cpus_per_actor),
+            )  # fmt: skip
+            size = pool_size(job.cluster, compute, job.device, len(missing))
+            tasks = [(shard, rows[shard]) for shard in missing]
+            map_actors(SaliencyActor, (plan,), tasks, size, compute, job.device, on_done, state)
+        return [parts[shard] for shard in rows], {"images": sum(map(len, rows.values()))}
+
+    return job.stage(stage, work)
+
+
+def _rows(index: Index) -> dict[str, list[Row]]:
+    """The images of each shard, in the order in which they lie there."""
+    rows: dict[str, list[Row]] = defaultdict(list)
+    for row in index.table().to_pylist():
+        member = index.image_member(row["members"])
+        rows[row["shard"]].append((row["key"], row["label"], member["offset"], member["size"]))
+    return {shard: sorted(found, key=lambda row: row[2]) for shard, found in sorted(rows.items())}
+
+
+def by_key(manifest: Manifest) -> dict[str, np.ndarray]:
+    """float32 [rows, columns] of every image."""
+    table = manifest.tables()
+    return {
+        key: np.frombuffer(data, "<f4").reshape(rows, columns)
+        for key, rows, columns, data in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+    }

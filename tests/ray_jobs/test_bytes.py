@@ -1,0 +1,243 @@
+"""Bytes as the unit, on a real cluster: encoded shards, dropped patches, budgets, the frontier, mosaics."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+
+from adq import container, patches
+from adq.extractor import input_transform
+from adq.images import decode
+from adq.models import build
+from adq.saliency import grad_cam, patch_saliency, whole_input
+from palette import codec
+from palette.encodings import Encoding, encode
+from ray_jobs import __main__ as cli
+from ray_jobs.store import Store
+from tests.ray_jobs.conftest import CLASSES, members
+
+pytestmark = pytest.mark.usefixtures("cluster")
+ARCH = "convnet-d3-w16"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A store for all tests, and a network whose weights need no training."""
+    folder = tmp_path_factory.mktemp("bytes")
+    torch.manual_seed(0)
+    torch.save(build(ARCH, 10, 32).state_dict(), folder / "network.pt")
+    return folder
+
+
+def run(place: Path, *arguments: object) -> str:
+    network = (
+        ["--backbone", ARCH, "--weights", place / "network.pt"] if arguments[0] not in ("fill", "evaluate") else []
+    )
+    command = [*arguments, *network, "--store", place / "store"]
+    done = CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def files(folder: Path) -> dict[str, dict[str, bytes]]:
+    """The samples of a folder's shards."""
+    found: dict[str, dict[str, bytes]] = {}
+    for name, data in members(folder).items():
+        key, _, extension = name.partition(".")
+        found.setdefault(key, {})[extension] = data
+    return found
+
+
+def test_encoded_shards_hold_the_same_keys_and_labels_in_fewer_bytes(place, shards, tmp_path):
+    told = run(place, "encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+    before, after = files(shards), files(place / "webp")
+    assert list(after) == list(before) and {key: s["cls"] for key, s in after.items()} == {
+        key: s["cls"] for key, s in before.items()
+    }
+    expected = encode([("jpg", sample["jpg"]) for sample in before.values()], Encoding.parse("webp:30"))
+    assert [(next(iter(set(s) - {"cls"})), s[next(iter(set(s) - {"cls"}))]) for s in after.values()] == [
+        (one.extension, one.data) for one in expected
+    ]
+    summary = Store.at(str(place / "webp")).read_json(".tessera/manifest.json")["summary"]
+    labels = [int(sample["cls"]) for sample in after.values()]
+    packed = container.pack([one.data for one in expected], [one.extension for one in expected], labels, CLASSES)
+    assert summary["payload_bytes"] == len(packed) < summary["source_payload_bytes"]
+    assert f"{100 * summary['payload_bytes'] / summary['source_payload_bytes']:.1f}%" in told
+    assert "done before" in run(place, "encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+
+
+def test_patches_of_a_subset_are_those_that_the_network_needs_least_and_every_reader_sees_whole_images(
+    place, shards, tmp_path
+):
+    run(
+        place,
+        "compress",
+        "--data",
+        shards,
+        "--method",
+        "random",
+        "--keep",
+        "0.1",
+        "--encode",
+        "patches:50",
+        "--out",
+        tmp_path / "p",
+    )
+    source, kept = files(shards), files(tmp_path / "p")
+    assert len(kept) == 80
+    state = torch.load(place / "network.pt", weights_only=True)
+    model, transform = build(ARCH, 10, 32), input_transform(ARCH, 32)
+    model.load_state_dict(state)
+    dropped = {key: sample for key, sample in kept.items() if "patches" in sample}
+    assert len(dropped) > 20
+    for key, sample in list(dropped.items())[:10]:
+        found = patches.decode(sample["patches"])
+        image = decode(source[key]["jpg"])
+        cam = grad_cam(
+            model, transform.normalise(whole_input(image, transform)[None]), torch.tensor([int(sample["cls"])])
+        )
+        scores = patch_saliency(cam, *found.mask.shape)[0].numpy()
+        assert (~found.mask).sum() == 8 and scores[~found.mask].max() <= scores[found.mask].min() + 1e-6
+        whole = np.asarray(decode(sample["patches"]))
+        assert (whole[found.known] == found.pixels[found.known]).all() and whole[~found.known].std() > 0
+    # The others cost no less without their patches, and are the source's files.
+    assert all(kept[key]["jpg"] == source[key]["jpg"] for key in set(kept) - set(dropped))
+    run(place, "fill", "--data", tmp_path / "p", "--filler", "mean", "--out", tmp_path / "filled")
+    filled = files(tmp_path / "filled")
+    assert set(filled) == set(kept)
+    for key, sample in dropped.items():
+        found, whole = patches.decode(sample["patches"]), np.asarray(Image.open(io.BytesIO(filled[key]["png"])))
+        assert (whole[found.known] == found.pixels[found.known]).all()
+        assert len(np.unique(whole[~found.known], axis=0)) == 1
+    manifests = [
+        Store.at(str(tmp_path / name)).read_json(".tessera/manifest.json")["summary"] for name in ("p", "filled")
+    ]
+    assert manifests[0]["payload_bytes"] == manifests[1]["payload_bytes"]
+
+
+def test_a_frontier_fills_its_budgets_and_teaches_compress_how_to_spend_one(place, shards, tmp_path):
+    out, test = tmp_path / "frontier", shards / "part-000003.tar"
+    told = run(
+        place, "frontier", "--data", shards / "part-000000.tar", "--classes", shards / "classes.txt", "--test", test, "--out", out,
+        "--budgets", "9kB,1GB", "--encodings", "original,webp:10,palette:4", "--methods", "random", "--arch", ARCH, "--steps", "8",
+        "--seeds", "2", "--sets", f"all={shards / 'part-000002.tar'}",
+    )  # fmt: skip
+    rows = pq.read_table(out / "runs.parquet").to_pylist()
+    assert len(rows) == 2 * (3 + 3 + 1) and all(row["payload"] <= row["budget"] for row in rows)
+    small = [row for row in rows if row["budget"] == 9000]
+    assert {row["encoding"] for row in small} == {"original", "webp:10", "palette:4"}
+    assert all(row["payload"] > 0.97 * 9000 for row in small)
+    count = {row["encoding"]: row["images"] for row in small}
+    assert count["webp:10"] > count["original"]
+    # Where everything fits, there is nothing to choose.
+    assert {(row["method"], row["images"]) for row in rows if row["budget"] > 9000} == {
+        ("all images", 300),
+        ("all", 200),
+    }
+    assert (
+        "best" in (out / "table.md").read_text()
+        and "9.0 kB: " in told
+        and (out / f"{ARCH}.png").stat().st_size > 10_000
+    )
+    rule = json.loads((out / "frontier.json").read_text())
+    leader = max((point for point in rule if point["budget"] == 9000), key=lambda point: point["mean"])
+    spent = run(
+        place, "compress", "--data", shards / "part-000000.tar", "--classes", shards / "classes.txt", "--budget", "9kB",
+        "--frontier", out, "--out", tmp_path / "nine",
+    )  # fmt: skip
+    assert f"random as {leader['encoding']}" in spent
+    held = files(tmp_path / "nine")
+    labels = [int(sample["cls"]) for sample in held.values()]
+    images = [next((e, d) for e, d in sample.items() if e != "cls") for sample in held.values()]
+    if leader["encoding"] == "palette:4":
+        opened = [Image.open(io.BytesIO(data)) for _, data in images]
+        palettes = [np.resize(np.frombuffer(bytes(one.getpalette("RGB")), np.uint8), (4, 3)) for one in opened]
+        payload = len(
+            codec.encode(np.stack(palettes), np.stack([np.asarray(one) for one in opened]), np.array(labels), CLASSES)
+        )
+    else:
+        payload = len(container.pack([data for _, data in images], [e for e, _ in images], labels, CLASSES))
+    assert 0.97 * 9000 < payload <= 9000
+
+
+def test_mosaics_are_shards_like_any_others(place, shards, tmp_path):
+    told = run(
+        place,
+        "rded",
+        "--data",
+        shards,
+        "--images-per-class",
+        "2",
+        "--candidates",
+        "20",
+        "--soft-labels",
+        "--out",
+        tmp_path / "r",
+    )
+    found = files(tmp_path / "r")
+    assert len(found) == 20 and [int(sample["cls"]) for sample in found.values()] == [
+        c for c in range(10) for _ in range(2)
+    ]
+    assert all(decode(sample["webp"]).size == (32, 32) for sample in found.values())
+    assert "20 mosaics, 2 a class" in told
+    model, transform = build(ARCH, 10, 32), input_transform(ARCH, 32)
+    model.load_state_dict(torch.load(place / "network.pt", weights_only=True))
+    logits = np.stack([np.load(io.BytesIO(sample["npy"])) for sample in found.values()])
+    seen = torch.stack(
+        [torch.from_numpy(np.array(decode(sample["webp"]))).permute(2, 0, 1) for sample in found.values()]
+    )
+    with torch.no_grad():
+        again = model.eval()(transform.normalise(seen)).numpy()
+    assert logits.dtype == np.float16 and np.corrcoef(logits.ravel(), again.ravel())[0, 1] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("command", "why"),
+    [
+        (["encode", "--encode", "gif:3"], "none of original"),
+        (["compress", "--budget", "3 apples"], "a budget of"),
+        (["compress", "--frontier", "/nowhere"], "give that, too"),
+        (["fill", "--filler", "mae"], "--mae FILE goes with"),
+        (["rded", "--encode", "resize:8+webp:5"], "mosaics are stored as"),
+    ],
+)
+def test_what_cannot_be_is_said_at_once(command, why, tmp_path):
+    with pytest.raises(ValueError, match=why):
+        CliRunner().invoke(
+            cli.main, [*command, "--data", "x.tar", "--out", str(tmp_path / "o")], catch_exceptions=False
+        )
+
+
+def test_a_network_of_other_classes_cannot_rank_patches(place, shards, tmp_path):
+    torch.save(build(ARCH, 7, 32).state_dict(), place / "seven.pt")
+    command = [
+        "encode",
+        "--data",
+        shards,
+        "--encode",
+        "patches:25",
+        "--backbone",
+        ARCH,
+        "--weights",
+        place / "seven.pt",
+    ]
+    command += ["--out", tmp_path / "o", "--store", place / "store"]
+    with pytest.raises(ValueError, match="know 7 classes and the data have 10"):
+        CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
+
+
+def test_a_damaged_image_is_named(place, tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (("k.jpg", b"\xff\xd8 no image"), ("k.cls", b"0")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    with pytest.raises(Exception, match=r"a\.tar: an image cannot be decoded"):
+        run(place, "encode", "--data", tmp_path / "a.tar", "--encode", "webp:30", "--out", tmp_path / "o")
