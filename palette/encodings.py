@@ -20,6 +20,7 @@ from PIL import Image
 from adq import patches
 from adq.container import split
 from adq.images import RESAMPLING, decode
+from adq.patch_files import ROOM
 from palette.export import png_bytes
 from palette.quantize import kmeans
 
@@ -139,6 +140,8 @@ def _lossy(image: Image.Image, encoding: Encoding) -> Encoded:
     if encoding.codec == "webp":
         return Encoded("webp", _file(image, "WEBP", quality=encoding.level, method=6))
     plain = _file(image, "JPEG", quality=encoding.level)
+    if len(plain) >= max(ROOM, 2 * image.width * image.height) - ROOM // 2:
+        return Encoded("jpg", plain)  # Pillow has no room for more
     # Huffman tables of its own pay where a scan is long: they are no longer what all files share.
     tuned = _file(image, "JPEG", quality=encoding.level, optimize=True)
     return Encoded("jpg", tuned if len(tuned) < own_bytes(plain) else plain)

@@ -6,9 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from adq.images import UndecodableImage, decode, header_size, resize_and_crop
+from adq import patches
+from adq.fill import DEFAULT_FILLER, fill
+from adq.images import EXTENSIONS, UndecodableImage, decode, header_size, resize_and_crop
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -228,3 +231,28 @@ def test_the_crop_is_central():
     image = np.zeros((32, 96, 3), dtype=np.uint8)
     image[:, 32:64] = 255
     assert resize_and_crop(Image.fromarray(image), 32, 32).min() == 255
+
+
+def test_patches_are_shown_whole_with_their_gaps_filled():
+    # A ramp, of which a row of patches is dropped: the default filler continues it.
+    ramp = np.repeat(np.linspace(40, 200, 112).astype(np.uint8)[:, None, None], 3, axis=2).repeat(100, axis=1)
+    mask = np.ones((7, 7), dtype=bool)
+    mask[3] = False
+    data = patches.encode(saved(Image.fromarray(ramp), "PNG"), mask)
+    assert header_size(data) == (100, 112)
+    shown, kept = pixels(data), patches.decode(data)
+    np.testing.assert_array_equal(shown[kept.known], kept.pixels[kept.known])
+    assert (~kept.known).sum() == 16 * 100
+    assert np.abs(shown.astype(int) - ramp).max() <= 6
+    expected = fill(torch.from_numpy(kept.pixels)[None], torch.from_numpy(kept.known)[None], DEFAULT_FILLER)[0]
+    np.testing.assert_array_equal(shown, expected.numpy())
+    assert "patches" in EXTENSIONS
+
+
+def test_damaged_patches_are_undecodable():
+    data = patches.encode(saved(Image.fromarray(noise(32, 32)), "JPEG"), np.ones((4, 4), dtype=bool))
+    for damaged in (data[:-1], data[:6], data[:40] + b"\0" + data[41:]):
+        with pytest.raises(UndecodableImage, match=r"ValueError: .*container of patches"):
+            decode(damaged)
+    with pytest.raises(UndecodableImage, match="cut short"):
+        header_size(data[:6])

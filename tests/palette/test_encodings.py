@@ -140,6 +140,11 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
+def test_noise_at_the_highest_quality_is_stored():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
+    assert decode(encode([("png", _png(noise))], Encoding.parse("jpeg:100"))[0].data).size == (400, 400)
+
+
 def test_bytes_that_are_no_image_and_patches_without_saliency_are_refused(small):
     with pytest.raises(UndecodableImage):
         encode([("jpg", small[0][1][:200])], Encoding.parse("webp:50"))
