@@ -24,12 +24,15 @@ def parse_budgets(text: str) -> list[int]:
     return found
 
 
-def images_that_fit(budget: int, most: int, bytes_of: Callable[[int], int], least: int = 1) -> int:
-    """How many images fit: within `CLOSE` of the budget, or to the image.
+def images_that_fit(
+    budget: int, most: int, bytes_of: Callable[[int], int], least: int = 1, close: float = CLOSE
+) -> int:
+    """How many images fit.
 
     Args:
-        most: images that there are. bytes_of: the payload of so many images, which grows with their number, nearly in
-            proportion. least: images below which there is no set, such as one a class.
+        most: images that there are. bytes_of: the payload of so many images, which grows with their number, nearly in proportion.
+        least: images below which there is no set, such as one a class. close: share of the budget that may be left over; 0: not
+            one image more fits.
 
     Raises:
         ValueError: not even `least` images fit; says what they take.
@@ -42,16 +45,16 @@ def images_that_fit(budget: int, most: int, bytes_of: Callable[[int], int], leas
     while high - low > 1:
         known[guess] = bytes_of(guess)
         low, high = (guess, high) if known[guess] <= budget else (low, guess)
-        if budget - known[low] <= CLOSE * budget:
+        if budget - known[low] <= close * budget:
             break
-        guess = _next(budget, low, high, most, known)
+        # A little below, so that the answer is approached from the side that fits.
+        guess = _next(budget * (1 - close / 4), low, high, most, known)
     return low
 
 
-def _next(budget: int, low: int, high: int, most: int, known: dict[int, int]) -> int:
+def _next(budget: float, low: int, high: int, most: int, known: dict[int, int]) -> int:
     """Along the line through the two sizes that lie nearest to the budget, strictly between `low` and `high`."""
     one, other = sorted(known, key=lambda count: (abs(known[count] - budget), count))[:2]
     slope = (known[other] - known[one]) / (other - one)
-    # A little below the line, so that the answer is approached from the side that fits.
-    wanted = one + (budget * (1 - CLOSE / 4) - known[one]) / slope if slope > 0 else (low + min(high, most)) / 2
+    wanted = one + (budget - known[one]) / slope if slope > 0 else (low + min(high, most)) / 2
     return min(max(round(wanted), low + 1), high - 1)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from adq.controls import CONTROLS
 from adq.models import SMALL
 from ray_jobs import ingest, sample
+from ray_jobs.budget import images_that_fit
 from ray_jobs.cluster import check_paths
 from ray_jobs.comparison import Outcome
 from ray_jobs.evaluate import Evaluation, check_classes
@@ -15,7 +16,7 @@ from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
 from ray_jobs.options import Backbone, Data, Selection, option
-from ray_jobs.payload import most_that_fit, payload_bytes
+from ray_jobs.payload import payload_bytes
 from ray_jobs.seen import Sources, gpu_seconds
 from ray_jobs.shard_reader import image_members
 from ray_jobs.store import canonical_json, sha256
@@ -177,7 +178,7 @@ class Selected:
             return self.of(variant, count / self.index.images, seed)[1].payload
 
         images = self.index.images
-        count = most_that_fit(payload, budget, images, budget * images // payload_bytes(self.index))
-        if not count:
+        if payload(1) > budget:
             raise ValueError(f"{budget:,} bytes hold no image of {self.index.data.root}: one takes {payload(1):,}")
+        count = images_that_fit(budget, images, payload, close=0.0)
         return self.of(variant, count / images, seed)

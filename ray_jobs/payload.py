@@ -1,7 +1,6 @@
 """Payload: the bytes of a set in one compact container, the unit in which sets are compared, whatever they take as tars."""
 
 import io
-from collections.abc import Callable
 
 import numpy as np
 import pyarrow.compute as pc
@@ -34,21 +33,6 @@ def payload_bytes(index: Index, positions: np.ndarray | None = None, soft: bool 
         own, heads, extensions = own[positions], heads[positions], extensions[positions]
     found = [names[number] for number in np.unique(extensions)]
     return packed_bytes(own, head_bytes[np.unique(heads)], found, index.classes, soft)
-
-
-def most_that_fit(size_of: Callable[[int], int], budget: int, most: int, guess: int) -> int:
-    """The largest count whose size is within a budget; 0 where one is too many.
-
-    Args:
-        size_of: bytes of 1 to `most` images, which grow with their number. guess: the first count that is tried.
-    """
-    fits, too_many, guess = 0, most + 1, min(max(guess, 1), most)
-    while too_many - fits > 1:
-        size = size_of(guess)
-        fits, too_many = (guess, too_many) if size <= budget else (fits, guess)
-        # Sizes are nearly in proportion: a few guesses, where halving takes as many as the logarithm says.
-        guess = min(max(guess * budget // size, fits + 1), too_many - 1)
-    return fits
 
 
 def _palettised(index: Index, soft: bool) -> int | None:

@@ -36,6 +36,9 @@ def test_a_budget_is_filled_and_never_exceeded(seed):
     assert total[found] <= budget
     assert found == most or budget - total[found] <= CLOSE * budget or total[found + 1] > budget
     assert len(asked) == len(set(asked)) <= 12
+    exact = images_that_fit(budget, most, bytes_of, close=0.0)
+    assert total[exact] <= budget and (exact == most or total[exact + 1] > budget)
+    assert len(asked) <= 40
 
 
 def test_a_budget_below_the_smallest_set_is_refused():

@@ -12,7 +12,7 @@ from palette.codec import encode
 from palette.export import samples
 from palette.quantize import median_cut
 from ray_jobs.ingest import Index
-from ray_jobs.payload import most_that_fit, payload_bytes
+from ray_jobs.payload import payload_bytes
 from tests.ray_jobs.images import CLASSES, drawn, index_of
 
 
@@ -63,17 +63,3 @@ def test_a_distilled_set_has_its_own_container(tmp_path, soft):
     assert payload_bytes(told("distilled", colors=4, images=7)) == pngs, "other shards than those that were written"
     assert payload_bytes(told("distilled")) == pngs, "in full colour"
     assert payload_bytes(told("write", colors=4)) == pngs
-
-
-@pytest.mark.parametrize("guess", [0, 1, 37, 400, 9999])
-def test_the_largest_count_that_fits(guess):
-    sizes = 900 + np.random.default_rng(0).integers(100, 2000, 400).cumsum()
-    for budget in (0, 899, int(sizes[0]), int(sizes[0]) + 1, 100_000, int(sizes[200]) - 1, int(sizes[399]), 1 << 40):
-        asked: list[int] = []
-
-        def size_of(count: int, asked=asked) -> int:
-            asked.append(count)
-            return int(sizes[count - 1])
-
-        assert most_that_fit(size_of, budget, 400, guess) == int((sizes <= budget).sum())
-        assert len(set(asked)) == len(asked) <= 16 and all(1 <= count <= 400 for count in asked)
