@@ -34,7 +34,9 @@ class Recipe:
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: off; with cutmix too, each step takes one of them
     cutmix: float = 0.0
     ema: float = 0.0  # decay a step of the weights' average, which is then what training returns; 0: off
-    compile: bool = False  # the network's steps by torch.compile: seconds at the start, then faster; float32 rounds otherwise
+    compile: bool = (
+        False  # the network's steps by torch.compile: seconds at the start, then faster; float32 rounds otherwise
+    )
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):

@@ -8,7 +8,8 @@ import ray
 from ray_jobs.cluster import Cluster
 from ray_jobs.options import Compute
 
-RETRIES = 5  # of a task whose actor died
+RETRIES = 5  # of a task whose actor died, or could not be reached
+UNREACHED_SECONDS = 1.0
 
 
 def pool_size(cluster: Cluster, compute: Compute, device: str, tasks: int) -> int:
@@ -38,8 +39,8 @@ def map_actors(
 ) -> None:
     """Call `work(*task)` for each task on a pool of actors; `on_done` gets each result as it comes.
 
-    An actor that dies is started again by Ray, with the same arguments, and its task is tried again. An exception in `work` stops
-    the pool. The actors' CPUs and GPUs are free when this returns.
+    An actor that dies is started again by Ray, with the same arguments, and its task is tried again, as is one whose actor could
+    not be reached for a while. An exception in `work` stops the pool. The actors' CPUs and GPUs are free when this returns.
 
     Args:
         actor_class: a plain class with `ready(shared)` and `work(shared, *task)`.
@@ -51,23 +52,33 @@ def map_actors(
     free_before = ray.available_resources()
     reference_of_shared = [] if shared is None else [ray.put(shared)]
     pool = [remote.remote(*arguments) for _ in range(size)]
+
+    def begin(actor: ray.actor.ActorHandle, task: tuple | None) -> ray.ObjectRef:
+        return actor.work.remote(reference_of_shared, *task) if task else actor.ready.remote(reference_of_shared)
+
     waiting = list(reversed(tasks))
-    # An actor gets its first task when it is up, so one that waits for resources holds nothing back.
-    running = {actor.ready.remote(reference_of_shared): actor for actor in pool}
-    idle_results = set(running)
+    unreached = 0
+    # An actor gets its first task, where None stands, when it is up, so one that waits for resources holds nothing back.
+    running = {begin(actor, None): (actor, None) for actor in pool}
     try:
         while running:
             done, _ = ray.wait(list(running), num_returns=1)
-            reference = done[0]
-            actor = running.pop(reference)
-            result = ray.get(reference)
-            if reference in idle_results:
-                idle_results.discard(reference)
-            else:
+            actor, task = running.pop(done[0])
+            try:
+                result = ray.get(done[0])
+            except ray.exceptions.ActorUnavailableError:
+                unreached += 1
+                if unreached > RETRIES * size:
+                    raise
+                time.sleep(UNREACHED_SECONDS)
+                running[begin(actor, task)] = actor, task
+                continue
+            if task is not None:
                 on_done(result)
             if waiting:
-                running[actor.work.remote(reference_of_shared, *waiting.pop())] = actor
-            elif not waiting and set(running) <= idle_results:
+                task = waiting.pop()
+                running[begin(actor, task)] = actor, task
+            elif all(task is None for _, task in running.values()):
                 break
     finally:
         for actor in pool:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import torch
 from PIL import Image
 
+from adq.container import pack
 from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
@@ -152,7 +153,7 @@ def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, 
         parts.append(stage.commit_table("images", _listing(found, files, pngs)))
         for name, figure in _figures(found, distill, index, transform).items():
             stage.store.write(f"pictures/{name}.png", _png(figure))
-        summary = _summary(found, files, len(index.classes), shards, containers)
+        summary = _summary(found, files, index.classes, shards, containers)
         return [*shards, *containers, *parts], summary
 
     def log(run: "Run", manifest: Manifest) -> None:
@@ -224,14 +225,19 @@ def _listing(found: DistilledSet, files: Samples, pngs: list[str]) -> pa.Table:
     })  # fmt: skip
 
 
-def _summary(found: DistilledSet, files: Samples, classes: int, shards: list[Part], containers: list[Part]) -> dict:
-    """Figures of the output; without a container, the payload is PNGs and labels, as large as a container has them."""
-    count, png_bytes = len(files), sum(len(sample["png"]) for _, sample in files)
-    label_bytes = 2 * classes if found.soft_labels is not None else 1 if classes <= 256 else 2
-    payload = sum(part.bytes for part in containers) if containers else png_bytes + count * label_bytes
+def _summary(
+    found: DistilledSet, files: Samples, classes: Sequence[str], shards: list[Part], containers: list[Part]
+) -> dict:
+    """Figures of the output; in full colour, the payload is that of PNGs and labels in the container of any images."""
+    pngs, labels = (
+        [sample["png"] for _, sample in files],
+        found.labels if found.soft_labels is None else found.soft_labels,
+    )
+    count, png_bytes = len(pngs), sum(map(len, pngs))
+    payload = sum(part.bytes for part in containers) or len(pack(pngs, ["png"] * count, labels, classes))
     colors = {} if found.palettes is None else {"colors": found.palettes.shape[1]}
     return colors | {
-        "images": count, "images_per_class": count // classes, "payload_bytes": payload, "png_bytes": png_bytes,
+        "images": count, "images_per_class": count // len(classes), "payload_bytes": payload, "png_bytes": png_bytes,
         "tar_bytes": sum(part.bytes for part in shards), "bytes_per_image": round(payload / count, 2),
         "mean_colors_used": round(float(np.mean(_colors_used(found))), 2),
     }  # fmt: skip

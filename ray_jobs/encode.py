@@ -7,10 +7,10 @@ from itertools import islice
 
 import numpy as np
 import pyarrow as pa
-from adq.patches import grid
-from adq.saliency import random_saliency
 
 from adq.images import UndecodableImage, decode
+from adq.patches import grid
+from adq.saliency import random_saliency
 from adq.shards import DataSet, absolute, join, read_samples, tar_bytes
 from palette.encodings import Encoded, Encoding, encode, resized
 from ray_jobs import ingest, saliency, weights, write
@@ -126,9 +126,7 @@ class Encoder:
             ) from error
 
 
-def run(
-    job: Job, index: Index, storage: Storage, out: str, scores: Manifest | None = None, seed: int = 0
-) -> Manifest:
+def run(job: Job, index: Index, storage: Storage, out: str, scores: Manifest | None = None, seed: int = 0) -> Manifest:
     """Encode every image of an index, or find it done: shards of the same names in a folder.
 
     Args:

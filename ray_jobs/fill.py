@@ -18,7 +18,8 @@ from PIL import Image
 
 from adq import patches
 from adq.fill import FILLERS, fill
-from adq.mae import MAE, from_bytes, reconstruct
+from adq.mae import MAE, reconstruct
+from adq.mae_weights import from_bytes
 from adq.shards import DataSet, absolute, file_info, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
 from ray_jobs.actors import map_actors, pool_size

@@ -82,5 +82,7 @@ def _indexed(index: Index, positions: np.ndarray) -> list[Image.Image]:
         rows = np.flatnonzero(shards == shard)
         rows = rows[np.argsort(offsets[rows])]
         files = read_ranges(index.data, shard, [(int(offsets[row]), int(sizes[row])) for row in rows])
-        found |= {int(row): Image.open(io.BytesIO(data), formats=["PNG"]) for row, data in zip(rows, files, strict=True)}
+        found |= {
+            int(row): Image.open(io.BytesIO(data), formats=["PNG"]) for row, data in zip(rows, files, strict=True)
+        }
     return [found[row] for row in range(len(positions))]

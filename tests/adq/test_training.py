@@ -359,7 +359,9 @@ def test_a_compiled_network_learns_the_same_also_from_smaller_last_batches():
     losses = {}
     for compile in (False, True):
         found = losses[compile] = []
-        run(network(), images, replace(recipe, compile=compile), on_step=lambda _, loss, found=found: found.append(loss))
+        run(
+            network(), images, replace(recipe, compile=compile), on_step=lambda _, loss, found=found: found.append(loss)
+        )
     assert len(losses[True]) == 9
     np.testing.assert_allclose(losses[True], losses[False], atol=1e-5)
     assert losses[True] != losses[False]  # it was compiled

@@ -9,7 +9,10 @@ from ray_jobs.budget import CLOSE, images_that_fit, parse_budgets, parse_bytes
 
 
 def test_budgets_are_read_as_people_write_them():
-    assert [parse_bytes(text) for text in ("300000", "300kB", "0.3 MB", "2GB", "17 B")] == [300_000] * 3 + [2 * 10**9, 17]
+    assert [parse_bytes(text) for text in ("300000", "300kB", "0.3 MB", "2GB", "17 B")] == [300_000] * 3 + [
+        2 * 10**9,
+        17,
+    ]
     assert parse_budgets("3MB,300kB, 1MB,0.3MB") == [300_000, 10**6, 3 * 10**6]
 
 

@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 
+from adq.container import pack
 from adq.extractor import input_transform
 from adq.shards import tar_bytes
 from palette.codec import decode, payload_bytes
@@ -207,7 +208,9 @@ def test_full_colour_has_no_container(job, shards, tmp_path, without_train):
     pngs = {name: data for name, data in members(out).items() if name.endswith(".png")}
     assert not list(out.glob("distilled*.tessera")) and "colors" not in summary
     assert max(len(np.unique(rgb(data).reshape(-1, 3), axis=0)) for data in pngs.values()) > 200
-    assert summary["payload_bytes"] == summary["png_bytes"] + 20 == sum(map(len, pngs.values())) + 20
+    labels = [int(data) for name, data in members(out).items() if name.endswith(".cls")]
+    assert summary["png_bytes"] == sum(map(len, pngs.values()))
+    assert summary["payload_bytes"] == len(pack([*pngs.values()], ["png"] * 20, labels, CLASSES))
     assert {path.name for path in (out / "pictures").iterdir()} == {"distilled.png", "losses.png", "bits.png"}
     assert ingest.run(job, Data(data=(str(out),))).images == 20
 

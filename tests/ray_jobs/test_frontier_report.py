@@ -60,7 +60,8 @@ def test_one_seed_has_no_interval_and_is_drawn_all_the_same():
 
 def test_the_rule_interpolates_between_budgets_and_leaves_other_sets_out():
     rule = [
-        {"arch": p.arch, "budget": p.budget, "method": p.method, "encoding": p.encoding, "mean": p.mean} for p in points(runs())
+        {"arch": p.arch, "budget": p.budget, "method": p.method, "encoding": p.encoding, "mean": p.mean}
+        for p in points(runs())
     ]
     rule.append({"arch": "convnet-d3", "budget": 100_000, "method": "distilled", "encoding": "", "mean": 0.9})
     assert best_spending(rule, 100_000) == ("random", "webp:20", pytest.approx(0.42))
