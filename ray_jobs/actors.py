@@ -54,7 +54,8 @@ def map_actors(
     pool = [remote.remote(*arguments) for _ in range(size)]
 
     def begin(actor: ray.actor.ActorHandle, task: tuple | None) -> ray.ObjectRef:
-        return actor.work.remote(reference_of_shared, *task) if task else actor.ready.remote(reference_of_shared)
+        ready = task is None  # a task may be ()
+        return actor.ready.remote(reference_of_shared) if ready else actor.work.remote(reference_of_shared, *task)
 
     waiting = list(reversed(tasks))
     unreached = 0

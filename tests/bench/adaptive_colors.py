@@ -156,10 +156,13 @@ def table(rows: Sequence[dict]) -> str:
         ordered = sorted(runs, key=lambda run: (run[1] or 0, RUNS.index(run[0])))
         for run, colors in (run for run in ordered if run[0] != "rates"):
             each, plain = runs[run, colors], runs.get(("one", colors), {})
-            cells = [str(colors or ""), run, *_sizes(list(each.values()))]
-            for name in MEASURES:
-                cells += _compared(each, plain if run != "one" else {}, name)
-            lines.append(f"| {' | '.join(cells)} | {len(each)} |")
+            lines.append(
+                _line([str(colors or ""), run, *_sizes(list(each.values()))], each, plain if run != "one" else {})
+            )
+        if len({colors for _, colors in runs if colors}) > 1:
+            plain = _pooled(runs, "one")
+            pooled = ((run, _pooled(runs, run)) for run in ADAPTIVE)
+            lines += [_line(["mean", run, "", "", ""], each, plain) for run, each in pooled if each]
         for (run, colors), each in runs.items():
             if run == "rates":
                 errors = {name: [row[name]["above"] for row in each.values()] for name in ("without_mix", "with_mix")}
@@ -176,6 +179,26 @@ def _sizes(rows: Sequence[dict]) -> list[str]:
     )
     median, most = (statistics.fmean(row["colours"][i] for row in rows) for i in (2, 4))
     return [f"{used:,.0f}", f"{100 * share:.2f}", f"{median:.0f}, {most:.0f}"]
+
+
+def _line(cells: list[str], each: dict[int, dict], plain: dict[int, dict]) -> str:
+    for name in MEASURES:
+        cells = cells + _compared(each, plain, name)
+    return f"| {' | '.join(cells)} | {len(each)} |"
+
+
+def _pooled(runs: dict[tuple, dict[int, dict]], name: str) -> dict[int, dict]:
+    """By seed, the means over K of a run, for the seeds that have all K."""
+    each = [rows for (run, _), rows in runs.items() if run == name]
+    seeds = [seed for seed in (each[0] if each else ()) if all(seed in rows for rows in each)]
+    return {
+        seed: {
+            m: statistics.fmean(rows[seed][m] for rows in each)
+            for m in MEASURES
+            if all(m in rows[seed] for rows in each)
+        }
+        for seed in seeds
+    }
 
 
 def _compared(each: dict[int, dict], plain: dict[int, dict], name: str) -> list[str]:

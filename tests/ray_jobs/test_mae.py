@@ -21,8 +21,9 @@ from ray_jobs.options import Compute, Data, Place
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store
+from ray_jobs.workers import Group, run_group
 from tests.ray_jobs.conftest import CLASSES, real_samples, write_shard
-from tests.ray_jobs.distilling import Alone, one_thread
+from tests.ray_jobs.distilling import Alone, one_by_one, one_thread
 from tests.ray_jobs.images import drawn, index_of
 from tests.ray_jobs.test_distill import series
 
@@ -72,7 +73,8 @@ class Mortal(Alone):
         return True
 
 
-def test_a_network_is_trained_scored_and_written(cluster, few, place, tmp_path, capsys, monkeypatch):
+def test_a_network_is_trained_scored_and_written(job, few, place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(mae, "run_group", one_by_one)
     data = Data(data=(str(few),))
     found = run(FEW, data, CPU, place, str(tmp_path / "out"))
     said = capsys.readouterr().out
@@ -102,7 +104,7 @@ def test_a_network_is_trained_scored_and_written(cluster, few, place, tmp_path, 
     assert "mae           done before   6 steps" in capsys.readouterr().out
 
 
-def test_a_worker_that_is_killed_goes_on_to_the_same_bits(job, few, place, tmp_path, capsys, monkeypatch):
+def test_what_a_kill_leaves_goes_on_to_the_bits_of_a_group_of_ray_train(job, few, place, tmp_path, capsys, monkeypatch):
     kept: list[bytes] = []
 
     def alone(group, work, plan, on_note) -> None:
@@ -121,10 +123,10 @@ def test_a_worker_that_is_killed_goes_on_to_the_same_bits(job, few, place, tmp_p
     assert steps == {"loss": [1, 2, 3, 4, 5, 6], "psnr": [3, 6], "held_out_loss": [3, 6], "psnr_harmonic": [3, 6]}
     assert logged["psnr"] == logged["psnr_mean"] == [0]
 
-    plan = Plan(Stage(Store.at(str(tmp_path)), "mae", 1), index, options.config, options.recipe, 1, "decoded", False)
-    with one_thread():
-        mae._work(Alone(0, 1, "cpu", 1, 1e9, lambda _: None), plan)
-    straight = plan.stage.committed()
+    stage = Stage(Store.at(str(tmp_path)), "mae", 1)
+    plan = Plan(stage, index, options.config, options.recipe, 1, "decoded", False)
+    run_group(Group(1, 1, "cpu", stage), mae._work, plan, lambda _: None)
+    straight = stage.committed()
     assert {part.name: part.sha256 for part in found.parts} == {name: part.sha256 for name, part in straight.items()}
 
 
