@@ -23,7 +23,7 @@ from palette.quantize import paint, used_colours
 from ray_jobs.ingest import Index
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, canonical_json, sha256
-from ray_jobs.write import SHARD_BYTES, SHARD_IMAGES, Output
+from ray_jobs.write import SHARD_BYTES, SHARD_IMAGES, Output, cut
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from matplotlib.figure import Figure
@@ -143,7 +143,7 @@ def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, 
             list(pool.map(stage.store.write, pngs, (sample["png"] for _, sample in files)))
         shards = [
             stage.commit(f"train-{n:06d}", tar_bytes(members(shard)), len(shard), "tar")
-            for n, shard in enumerate(_shards(files))
+            for n, shard in enumerate(cut(files))
         ]
         containers = [
             stage.commit(name, data, rows, "tessera") for name, data, rows in _containers(found, index.classes)
@@ -182,19 +182,6 @@ def _pngs(files: Samples, classes: Sequence[str]) -> list[str]:
     """Where each PNG lies."""
     folders = class_folders(classes)
     return [f"png/{folders[int(sample['cls'])]}/{key}.png" for key, sample in files]
-
-
-def _shards(files: Samples) -> Iterator[Samples]:
-    """Cut by count and bytes."""
-    shard, size = [], 0
-    for key, sample in files:
-        here = sum(map(len, sample.values()))
-        if shard and (len(shard) == SHARD_IMAGES or size + here > SHARD_BYTES):
-            yield shard
-            shard, size = [], 0
-        shard.append((key, sample))
-        size += here
-    yield shard
 
 
 def _containers(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str, bytes, int]]:

@@ -2,7 +2,7 @@
 
 import io
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -32,7 +32,7 @@ from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store
-from ray_jobs.write import SHARD_BYTES, SHARD_IMAGES, Output
+from ray_jobs.write import Output, cut
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
@@ -212,7 +212,7 @@ def store_shards(job: Job, index: Index, made: Manifest, out: str) -> Manifest:
         samples = [(f"rded_{n:06d}", _sample(row)) for n, row in enumerate(rows)]
         shards = [
             stage.commit(f"train-{n:06d}", tar_bytes(members(part)), len(part), "tar")
-            for n, part in enumerate(_cut(samples))
+            for n, part in enumerate(cut(samples))
         ]
         names = "".join(f"{name}\n" for name in index.classes).encode()
         classes = stage.commit("classes", names, len(index.classes), "txt")
@@ -229,20 +229,6 @@ def store_shards(job: Job, index: Index, made: Manifest, out: str) -> Manifest:
 def _sample(row: dict) -> dict[str, bytes]:
     sample = {row["extension"]: row["image"], "cls": str(row["label"]).encode()}
     return sample | ({SOFT: row[SOFT]} if SOFT in row else {})
-
-
-def _cut(samples: Sequence[tuple[str, dict[str, bytes]]]) -> Iterator[list[tuple[str, dict[str, bytes]]]]:
-    """Shards by count and bytes."""
-    shard: list[tuple[str, dict[str, bytes]]] = []
-    size = 0
-    for key, sample in samples:
-        here = sum(map(len, sample.values()))
-        if shard and (len(shard) == SHARD_IMAGES or size + here > SHARD_BYTES):
-            yield shard
-            shard, size = [], 0
-        shard.append((key, sample))
-        size += here
-    yield shard
 
 
 def run(wanted: Mosaics, data: Data, backbone: Backbone, compute: Compute, place: Place, out: str) -> None:

@@ -1,6 +1,7 @@
 """write: the subset as WebDataset shards. Members keep their bytes and names; of the source, only their byte ranges are read."""
 
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ VERSION = 2
 SHARD_IMAGES = 5000
 SHARD_BYTES = 128 << 20
 GRID_IMAGES = 10  # a bin, in the picture of the chosen images
+
+Sample = tuple[str, dict[str, bytes]]  # a key, and its members by extension
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,20 @@ def plan(subset: pa.Table, seed: int) -> list[tuple[str, list[tuple[str, str, li
         size += bytes_here
     shards.append(current)
     return [(f"train-{n:06d}", rows) for n, rows in enumerate(shards)]
+
+
+def cut(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    """Shards of samples that are in memory, by count and bytes."""
+    shard: list[Sample] = []
+    size = 0
+    for key, sample in samples:
+        here = sum(map(len, sample.values()))
+        if shard and (len(shard) == SHARD_IMAGES or size + here > SHARD_BYTES):
+            yield shard
+            shard, size = [], 0
+        shard.append((key, sample))
+        size += here
+    yield shard
 
 
 def run(job: "Job", index: Index, sample: Manifest, out: str, seed: int) -> Manifest:
