@@ -1,12 +1,11 @@
 """Mixup and CutMix: each image with the one before it in the global batch, labels by the same shares, for any number of workers."""
 
-from datetime import timedelta
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 
 from adq import training
@@ -14,6 +13,7 @@ from adq.mixing import interleaved, mixed, mixed_labels, neighbours, own_share
 from adq.randomness import numpy_generator
 from adq.training import Recipe
 from tests.adq.test_training import TRANSFORM, network, run, striped_images
+from tests.adq.two_workers import run_two_workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -108,23 +108,15 @@ def test_the_loss_of_a_mixed_image_is_the_mean_over_both_labels_by_their_shares(
     assert loss == pytest.approx(float(both), rel=1e-5)
 
 
-def distributed_worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=120)}
-    dist.init_process_group("gloo", rank=rank, world_size=world, **meeting)
+def distributed_worker(rank: int, world: int, folder: Path) -> None:
     model = run(network(rank), striped_images(9), ALL, rank=rank, world=world)
-    torch.save(model.state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save(model.state_dict(), folder / f"{rank}.pt")
 
 
 def test_two_processes_train_the_network_of_one_with_everything_on(tmp_path):
     """Nine images in batches of four: in the last batch of an epoch, the second worker has nothing."""
     alone = run(network(), striped_images(9), ALL).state_dict()
-    other_process = mp.get_context("spawn").Process(target=distributed_worker, args=(1, 2, str(tmp_path)))
-    other_process.start()
-    distributed_worker(0, 2, str(tmp_path))
-    other_process.join()
-    assert other_process.exitcode == 0
+    run_two_workers(distributed_worker, tmp_path)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     for name, tensor in alone.items():
         assert torch.equal(first[name], second[name])

@@ -3,14 +3,12 @@
 import copy
 import itertools
 from dataclasses import replace
-from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from adq import training
@@ -28,6 +26,7 @@ from adq.training import (
     steps_per_epoch,
     train,
 )
+from tests.adq.two_workers import run_two_workers
 
 CLASSES = 4
 TRANSFORM = input_transform("convnet-d3", 16)
@@ -177,17 +176,13 @@ def test_the_mean_gradient_is_the_same_for_any_world(world, monkeypatch):
         torch.testing.assert_close(workers[0].state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def distributed_worker(rank: int, world: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    meeting = {"init_method": f"file://{folder}/rendezvous", "timeout": timedelta(seconds=120)}
-    dist.init_process_group("gloo", rank=rank, world_size=world, **meeting)
+def distributed_worker(rank: int, world: int, folder: Path) -> None:
     images, recipe = striped_images(9), Recipe(epochs=2, batch_size=4)
     losses: list[float] = []
     # Other initial weights than worker 0, whose weights count.
     model = run(network(rank), images, recipe, rank=rank, world=world, on_step=lambda step, loss: losses.append(loss))
     stateful = run(stateful_network(rank), images, recipe, rank=rank, world=world)
-    torch.save((model.state_dict(), stateful.state_dict(), losses), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    torch.save((model.state_dict(), stateful.state_dict(), losses), folder / f"{rank}.pt")
 
 
 def test_two_processes_train_the_network_of_one(tmp_path):
@@ -195,11 +190,7 @@ def test_two_processes_train_the_network_of_one(tmp_path):
     losses = []
     recipe = Recipe(epochs=2, batch_size=4)
     alone = run(network(), striped_images(9), recipe, on_step=lambda step, loss: losses.append(loss)).state_dict()
-    other_process = mp.get_context("spawn").Process(target=distributed_worker, args=(1, 2, str(tmp_path)))
-    other_process.start()
-    distributed_worker(0, 2, str(tmp_path))
-    other_process.join()
-    assert other_process.exitcode == 0
+    run_two_workers(distributed_worker, tmp_path)
     (first, stateful, reported), (second, other, reported_too) = (
         torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)
     )
