@@ -58,7 +58,7 @@ def compress(data, selection, storage, spend, backbone, compute, place, out):
 
 @main.command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the encoded shards.")
-@options(Storage, Data, Backbone, Compute, Place, without=("skip_corrupt",))
+@options(Storage, Data, Backbone, Compute, Place)
 def encode(storage, data, backbone, compute, place, out):
     """Store the images of any shards in another way: smaller, in JPEG or WebP, in few colours, without their dullest patches."""
     run_encoding(storage, data, backbone, compute, place, out)

@@ -104,7 +104,10 @@ def _written(
     shards = [part.path for part in written.parts if part.path.endswith(".tar")]
     subset = encode.read_back(job, index, written.stage.store.root, shards, "subset")
     ranked = saliency.run(job, subset, extractor, storage.encoding().resize) if storage.needs_network else None
-    return {"write": written, "encode": encode.run(job, subset, storage, wanted.out, ranked, seed)}
+    return {
+        "write": written,
+        "encode": encode.run(job, subset, storage, wanted.out, ranked, seed, wanted.data.skip_corrupt),
+    }
 
 
 def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:

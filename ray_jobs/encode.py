@@ -17,7 +17,7 @@ from ray_jobs import ingest, saliency, weights, write
 from ray_jobs.accuracy import as_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
-from ray_jobs.ingest import Index, full_key
+from ray_jobs.ingest import Index, full_key, undecodable
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, option
 from ray_jobs.payload import payload_bytes
@@ -26,10 +26,14 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, parquet_table
 from ray_jobs.write import Output
 
-VERSION = 1
+VERSION = 2
 SALIENCY = ("grad-cam", "random")
 BATCH = 256  # images that are encoded together
-COLUMNS = ("key", "label", "bytes_before", "extension", "bytes")
+ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images
+SCHEMA = pa.schema([
+    ("key", pa.string()), ("label", pa.int64()), ("bytes_before", pa.int64()), ("extension", pa.string()),
+    ("bytes", pa.int64()), ("error", pa.string()),
+])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,7 @@ class Plan:
     classes: tuple[str, ...]
     encoding: Encoding
     random_seed: int | None  # of random saliency; None: what is handed over
+    skip_corrupt: bool
 
 
 class Encoder:
@@ -93,48 +98,70 @@ class Encoder:
         for batch in _chunks(read_samples(self.plan.data, shard), BATCH):
             keys = [full_key(shard, sample["__key__"], self.plan.key_prefix) for sample in batch]
             files = [next((e, sample[e]) for e in self.plan.image_ext if e in sample) for sample in batch]
-            made = self._encoded(shard, keys, files, ranked)
-            for key, sample, (extension, before), after in zip(keys, batch, files, made, strict=True):
+            for key, sample, (extension, before), after in zip(
+                keys, batch, files, self._encoded(keys, files, ranked), strict=True
+            ):
                 name = sample["__key__"]
+                if isinstance(after, UndecodableImage):
+                    rows.append((key, labels[key], len(before), None, 0, str(after)))
+                    continue
                 members.append((f"{name}.{after.extension}", after.data))
                 members += [(f"{name}.{e}", d) for e, d in sample.items() if e != extension and not e.startswith("__")]
-                rows.append((key, labels[key], len(before), after.extension, len(after.data)))
+                rows.append((key, labels[key], len(before), after.extension, len(after.data), None))
+        errors = [(shard, row[0], row[-1]) for row in rows if row[-1]]
+        if errors and not self.plan.skip_corrupt:
+            raise undecodable(errors)
         if len(rows) != len(labels):
             raise ValueError(f"{join(self.plan.data.root, shard)}: changed since ingest; run again to ingest it anew")
         name, stage = shard.removesuffix(".tar"), self.plan.stage
-        table = pa.table(dict(zip(COLUMNS, map(list, zip(*rows, strict=True)), strict=True)))
+        table = pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA)
         return [
-            stage.commit(name, tar_bytes(members), len(rows), "tar"), stage.commit_table(f".tessera/encoded/{name}", table)
+            stage.commit(name, tar_bytes(members), len(rows) - len(errors), "tar"), stage.commit_table(ENCODED + name, table)
         ]  # fmt: skip
 
-    def _encoded(self, shard: str, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[Encoded]:
-        encoding, seed = self.plan.encoding, self.plan.random_seed
+    def _encoded(
+        self, keys: list[str], files: list[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
+    ) -> list[Encoded | UndecodableImage]:
         try:
-            saliency = None
-            if encoding.patches and seed is None:
-                saliency = [ranked[key] for key in keys]
-            elif encoding.patches:
-                images = [resized(decode(data), encoding.resize) for _, data in files]
-                cuts = [grid(image.height, image.width) for image in images]
-                saliency = [
-                    random_saliency(key, cut.rows, cut.columns, seed) for key, cut in zip(keys, cuts, strict=True)
-                ]
-            return encode(files, encoding, saliency)
-        except UndecodableImage as error:
-            raise ValueError(
-                f"{join(self.plan.data.root, shard)}: an image cannot be decoded ({error}); leave it out"
-            ) from error
+            return encode(files, self.plan.encoding, self._saliency(keys, files, ranked))
+        except UndecodableImage:
+            errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
+            good = [i for i in range(len(files)) if i not in errors]
+            made = iter(self._encoded([keys[i] for i in good], [files[i] for i in good], ranked) if good else ())
+            return [errors[i] if i in errors else next(made) for i in range(len(files))]
+
+    def _saliency(self, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
+        encoding, seed = self.plan.encoding, self.plan.random_seed
+        if not encoding.patches:
+            return None
+        if seed is None:
+            return [ranked[key] for key in keys]
+        images = [resized(decode(data), encoding.resize) for _, data in files]
+        cuts = [grid(image.height, image.width) for image in images]
+        return [random_saliency(key, cut.rows, cut.columns, seed) for key, cut in zip(keys, cuts, strict=True)]
 
 
-def run(job: Job, index: Index, storage: Storage, out: str, scores: Manifest | None = None, seed: int = 0) -> Manifest:
+def _error(data: bytes) -> UndecodableImage | None:
+    try:
+        decode(data)
+    except UndecodableImage as error:
+        return error
+    return None
+
+
+def run(
+    job: Job, index: Index, storage: Storage, out: str, scores: Manifest | None = None, seed: int = 0,
+    skip_corrupt: bool = False,
+) -> Manifest:  # fmt: skip
     """Encode every image of an index, or find it done: shards of the same names in a folder.
 
     Args:
         scores: of `ray_jobs.saliency`, where `Storage.needs_network`.
         seed: of random saliency.
+        skip_corrupt: leave out images that cannot be decoded.
 
     Raises:
-        ValueError: the folder holds something else; the source changed since ingest; an image that cannot be decoded.
+        ValueError: the folder holds something else; the source changed since ingest; images that cannot be decoded.
         OSError: the folder cannot be written.
     """
     encoding = storage.encoding()
@@ -147,7 +174,7 @@ def run(job: Job, index: Index, storage: Storage, out: str, scores: Manifest | N
         parts = stage.committed()
         labels = _labels(index)
         # The table of a shard is its last part.
-        missing = [shard for shard in labels if f".tessera/encoded/{shard.removesuffix('.tar')}" not in parts]
+        missing = [shard for shard in labels if ENCODED + shard.removesuffix(".tar") not in parts]
         progress = Progress("encode", index.images)
         progress.add(index.images - sum(len(labels[shard]) for shard in missing))
 
@@ -161,11 +188,13 @@ def run(job: Job, index: Index, storage: Storage, out: str, scores: Manifest | N
                 (shard, labels[shard], {key: ranked[key] for key in labels[shard]} if ranked else {})
                 for shard in missing
             ]
-            plan = Plan(stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, random_seed)
+            plan = Plan(
+                stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, random_seed, skip_corrupt
+            )
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)
         names = [shard.removesuffix(".tar") for shard in labels]
-        shards, tables = [parts[name] for name in names], [parts[f".tessera/encoded/{name}"] for name in names]
+        shards, tables = [parts[name] for name in names], [parts[ENCODED + name] for name in names]
         classes = "".join(f"{name}\n" for name in index.classes).encode()
         done = [*shards, *tables, stage.commit("classes", classes, len(index.classes), "txt")]
         return done, _summary(job, index, stage, shards, tables)
@@ -173,16 +202,24 @@ def run(job: Job, index: Index, storage: Storage, out: str, scores: Manifest | N
     def log(run, manifest: Manifest) -> None:
         run.dataset("encoded", stage.store.root, manifest.content, "subset", manifest.summary["images"])
 
-    return job.stage(stage, work, log=log)
+    manifest = job.stage(stage, work, log=log)
+    if manifest.summary["undecodable"] and not skip_corrupt:
+        parts = [part for part in manifest.parts if part.name.startswith(ENCODED)]
+        raise undecodable([
+            (f"{part.name.removeprefix(ENCODED)}.tar", row["key"], row["error"])
+            for part in parts for row in parquet_table(stage.read(part)).to_pylist() if row["error"]
+        ])  # fmt: skip
+    return manifest
 
 
 def _summary(job: Job, index: Index, stage: Stage, shards: list[Part], tables: list[Part]) -> dict:
     """Figures of the output; those of an encoding in few colours have the palettised container as their payload."""
     table = pa.concat_tables(parquet_table(stage.read(part)) for part in tables)
-    kinds = Counter(table["extension"].to_pylist())
+    kinds = Counter(table["extension"].drop_null().to_pylist())
     made = encoded_index(job, index, stage.store.root)
     return {
-        "images": table.num_rows, "payload_bytes": payload_bytes(made), "source_payload_bytes": payload_bytes(index),
+        "images": sum(kinds.values()), "undecodable": table.num_rows - sum(kinds.values()),
+        "payload_bytes": payload_bytes(made), "source_payload_bytes": payload_bytes(index),
         "tar_bytes": sum(part.bytes for part in shards), "source_tar_bytes": index.manifest.summary["tar_bytes"],
         **{f"images_{kind}": count for kind, count in sorted(kinds.items())},
     }  # fmt: skip
@@ -225,7 +262,7 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
         ranked = None
         if storage.needs_network:
             ranked = saliency.run(job, index, weights.run(job, index, backbone), storage.encoding().resize)
-        s = run(job, index, storage, out, ranked).summary
+        s = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt).summary
         job.run.metrics(s)
         print(
             f"\n{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "

@@ -17,7 +17,7 @@ from adq.images import UndecodableImage
 from adq.shards import DataSet, read_samples
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.frozen import network, shared_weights
-from ray_jobs.ingest import Index, full_key
+from ray_jobs.ingest import Index, full_key, undecodable
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 
@@ -183,13 +183,7 @@ def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrup
 
     manifest = job.stage(stage, work)
     if manifest.summary["undecodable"] and not skip_corrupt:
-        errors = _errors(manifest.stage, list(manifest.parts))
-        listed = "\n  ".join(f"{shard}: key {key!r}: {why}" for shard, key, why in errors[:20])
-        more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
-        raise ValueError(
-            f"{len(errors)} images cannot be decoded:\n  {listed}{more}\nmend them and run again, or leave them out with "
-            "--skip-corrupt (nothing is extracted again)"
-        )
+        raise undecodable(_errors(manifest.stage, list(manifest.parts)), " (nothing is extracted again)")
     return manifest
 
 

@@ -101,6 +101,16 @@ def full_key(shard: str, key: str, key_prefix: str) -> str:
     return f"{shard.removesuffix('.tar').replace('.', '_')}/{key}" if key_prefix == "shard" else key
 
 
+def undecodable(errors: list[tuple[str, str, str]], note: str = "") -> ValueError:
+    """What to raise for images that cannot be decoded: (shard, key, reason) of each."""
+    listed = "\n  ".join(f"{shard}: key {key!r}: {why}" for shard, key, why in errors[:20])
+    more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
+    count = f"{len(errors)} images" if len(errors) > 1 else "1 image"
+    return ValueError(
+        f"{count} cannot be decoded:\n  {listed}{more}\nmend them and run again, or leave them out with --skip-corrupt{note}"
+    )
+
+
 def as_table(found: ShardScan, shard: str, key_prefix: str) -> pa.Table:
     """The rows of the index that a shard gives, sorted by key."""
     rows = sorted(

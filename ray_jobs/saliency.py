@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from adq.extractor import InputTransform
-from adq.images import decode
+from adq.images import UndecodableImage, decode
 from adq.patches import grid
 from adq.saliency import grad_cam, patch_saliency, whole_input
 from adq.shards import DataSet, read_ranges
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
 
 VERSION = 1
 Row = tuple[str, int, int, int]  # key, label, offset and size of the image
+NONE = np.zeros((0, 0), np.float32)
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,12 @@ class SaliencyActor:
 
     def _batch(self, shard: str, rows: list[Row]) -> Iterator[tuple[str, np.ndarray]]:
         files = read_ranges(self.plan.data, shard, [(offset, size) for _, _, offset, size in rows])
-        images = list(self.pool.map(lambda data: resized(decode(data), self.plan.resize), files))
+        loaded = list(self.pool.map(self._load, files))
+        yield from ((key, NONE) for (key, _, _, _), image in zip(rows, loaded, strict=True) if image is None)
+        rows = [row for row, image in zip(rows, loaded, strict=True) if image is not None]
+        images = [image for image in loaded if image is not None]
+        if not images:
+            return
         inputs = torch.stack([_input(image, self.plan.transform) for image in images]).to(self.plan.device)
         labels = torch.tensor([label for _, label, _, _ in rows], device=self.plan.device)
         maps = grad_cam(self.model, self.plan.transform.normalise(inputs), labels).cpu()
@@ -78,6 +84,12 @@ class SaliencyActor:
             cut = grid(image.height, image.width)
             extent = image.height / cut.side, image.width / cut.side
             yield key, patch_saliency(map_[None], cut.rows, cut.columns, extent)[0].numpy()
+
+    def _load(self, data: bytes) -> Image.Image | None:
+        try:
+            return resized(decode(data), self.plan.resize)
+        except UndecodableImage:
+            return None  # `ray_jobs.encode` says which and why
 
 
 def _input(image: Image.Image, transform: InputTransform) -> torch.Tensor:
@@ -94,13 +106,13 @@ def _table(found: list[tuple[str, np.ndarray]]) -> pa.Table:
 
 
 def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manifest:
-    """Rank the patches of every image, or find it done.
+    """Rank the patches of every image that can be decoded, or find it done.
 
     Args:
         resize: shorter side that images are brought to first; 0: as they are.
 
     Raises:
-        ValueError: the backbone knows other classes than the data; an image that cannot be decoded.
+        ValueError: the backbone knows other classes than the data.
     """
     compute = job.compute
     stage = Stage(
@@ -147,7 +159,7 @@ def _rows(index: Index) -> dict[str, list[Row]]:
 
 
 def by_key(manifest: Manifest) -> dict[str, np.ndarray]:
-    """float32 [rows, columns] of every image."""
+    """float32 [rows, columns] of every image; [0, 0] where it cannot be decoded."""
     table = manifest.tables()
     return {
         key: np.frombuffer(data, "<f4").reshape(rows, columns)

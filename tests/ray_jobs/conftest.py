@@ -10,9 +10,12 @@ import pytest
 import ray
 
 from adq.shards import tar_bytes
+from ray_jobs.options import Compute
 from tests.conftest import cifar10_shard
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+# One actor each time: what a process costs to start is most of a small job. Tests of several actors say so.
+CPU = Compute(device="cpu", batch_size=64, actors=1)
 
 
 @pytest.fixture(scope="session")

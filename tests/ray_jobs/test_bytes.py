@@ -2,7 +2,6 @@
 
 import io
 import json
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from palette import codec
 from palette.encodings import Encoding, encode
 from ray_jobs import __main__ as cli
 from ray_jobs.store import Store
-from tests.ray_jobs.conftest import CLASSES, members
+from tests.ray_jobs.conftest import CLASSES, members, real_samples, write_shard
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ARCH = "convnet-d3-w16"
@@ -40,7 +39,7 @@ def run(place: Path, *arguments: object) -> str:
     network = (
         ["--backbone", ARCH, "--weights", place / "network.pt"] if arguments[0] not in ("fill", "evaluate") else []
     )
-    command = [*arguments, *network, "--store", place / "store"]
+    command = [*arguments, *network, "--store", place / "store", "--actors", "1"]
     done = CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
@@ -233,11 +232,17 @@ def test_a_network_of_other_classes_cannot_rank_patches(place, shards, tmp_path)
         CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
 
 
-def test_a_damaged_image_is_named(place, tmp_path):
-    with tarfile.open(tmp_path / "a.tar", "w") as tar:
-        for name, data in (("k.jpg", b"\xff\xd8 no image"), ("k.cls", b"0")):
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    with pytest.raises(Exception, match=r"a\.tar: an image cannot be decoded"):
-        run(place, "encode", "--data", tmp_path / "a.tar", "--encode", "webp:30", "--out", tmp_path / "o")
+def test_damaged_images_are_named_or_left_out(place, tmp_path):
+    samples = real_samples(30)
+    samples[4] = ("damaged", samples[4][1][:100], 0)
+    write_shard(tmp_path / "a.tar", samples)
+    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    command = ("encode", "--data", tmp_path / "a.tar", "--encode", "patches:50", "--out", tmp_path / "o")
+    with pytest.raises(
+        ValueError, match=r"1 image cannot be decoded:\n  a\.tar: key 'damaged': .*Truncated(.|\n)*--skip-corrupt"
+    ):
+        run(place, *command)
+    run(place, *command, "--skip-corrupt")
+    assert set(files(tmp_path / "o")) == {key for key, _, _ in samples} - {"damaged"}
+    with pytest.raises(ValueError, match="key 'damaged'"):
+        run(place, *command)

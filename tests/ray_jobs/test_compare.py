@@ -13,11 +13,11 @@ from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
-from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.options import Backbone, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
-from tests.ray_jobs.conftest import CLASSES, members
+from tests.ray_jobs.conftest import CLASSES, CPU, members
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
 OWN = "own"  # a set that no method selected
@@ -36,7 +36,7 @@ def grid(shards, out, **changes) -> Grid:
 def compared(cluster, shards, tmp_path_factory):
     """The folder of a comparison's store and results, and what it printed."""
     folder = tmp_path_factory.mktemp("compared")
-    compare.run(grid(shards, folder / "out"), Compute(device="cpu"), Place(store=str(folder / "runs")))
+    compare.run(grid(shards, folder / "out"), replace(CPU, actors=2), Place(store=str(folder / "runs")))
     return folder
 
 
@@ -54,8 +54,8 @@ def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(co
     data, place = Data(data=(f"{shards}/part-*[012].tar",)), Place(store=str(compared / "runs"))
     out = compared / "written"
     selection = Selection(method="dq", keep=0.1, seed=0)
-    compress.run(compress.Compression(data, BACKBONE, selection, str(out)), Compute(device="cpu"), place)
-    with opened(place, Compute(device="cpu"), "again", ["again"]) as job:
+    compress.run(compress.Compression(data, BACKBONE, selection, str(out)), CPU, place)
+    with opened(place, CPU, "again", ["again"]) as job:
         sets = {"written": ingest.run(job, Data(data=(str(out),)), False)}
         test = ingest.run(job, Data(data=(f"{shards}/part-000003.tar",)), False, "test")
         found = evaluate.evaluate(job, sets, test, Evaluation(NETWORK, seeds=1, steps=6, train_batch=32)).to_pylist()
@@ -69,7 +69,7 @@ def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(co
 @pytest.mark.parametrize("method", ["random", "dq"])
 def test_the_largest_selection_within_a_budget(compared, shards, method):
     wanted, place = grid(shards, compared / "out"), Place(store=str(compared / "runs"))
-    with opened(place, Compute(device="cpu"), "budget", ["budget"]) as job:
+    with opened(place, CPU, "budget", ["budget"]) as job:
         index = ingest.run(job, wanted.data)
         selected, variant = Selected(job, index, wanted), Variant(method, Selection(method=method))
         for budget in (3000, 20_000):
@@ -101,7 +101,7 @@ def test_cells_hold_their_trainings_in_mlflow_and_the_table_links_to_them(compar
 def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch, capsys):
     before = (compared / "out" / "runs.parquet").read_bytes()
     monkeypatch.setattr(compare, "pack", lambda *_: pytest.fail("trains again"))
-    compare.run(grid(shards, compared / "out"), Compute(device="cpu"), Place(store=str(compared / "runs")))
+    compare.run(grid(shards, compared / "out"), CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
     assert "0 networks, 22 done before" in said and "| over random" in said
     assert (compared / "out" / "runs.parquet").read_bytes() == before
@@ -109,7 +109,7 @@ def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch,
 
 def test_an_estimate_trains_nothing(compared, shards, capsys):
     wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True)
-    compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
+    compare.run(wanted, CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
     assert "5 sets x 2 keep ratios x 2 seeds x 1 networks: 20 trainings" in said and "cost" in said
     assert not list((compared / "estimate").glob("*"))
@@ -130,7 +130,7 @@ def test_an_estimate_trains_nothing(compared, shards, capsys):
 def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, keep, message):
     with pytest.raises(ValueError, match=message):
         wanted = grid(shards, compared / "wrong", methods=methods, keep=keep)
-        compare.run(wanted, Compute(device="cpu"), Place(store=str(compared / "runs")))
+        compare.run(wanted, CPU, Place(store=str(compared / "runs")))
 
 
 @pytest.mark.parametrize("sets", [("own",), ("=here",), ("random=here",), ("own=here", "own=there")])
@@ -181,7 +181,7 @@ def test_the_figure_shows_every_method(tmp_path):
 def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, shards, capsys):
     data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
     options, place = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32), Place(store=str(compared / "runs"))
-    rank.run(f"{shards}/part-000003.tar", data, test, options, Compute(device="cpu"), place)
+    rank.run(f"{shards}/part-000003.tar", data, test, options, CPU, place)
     said = capsys.readouterr().out
     rows = {line.split("|")[2].strip(): line for line in said.splitlines() if line.startswith(f"| {NETWORK}")}
     assert set(rows) == {
@@ -193,4 +193,4 @@ def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, s
     assert 0.97 * small < random <= small
     assert "label-robust score" in said and "augmentation-robust score" in said
     with pytest.raises(ValueError, match="nothing to rank"):
-        rank.run(f"{shards}/part-*[012].tar", data, test, options, Compute(device="cpu"), place)
+        rank.run(f"{shards}/part-*[012].tar", data, test, options, CPU, place)

@@ -25,14 +25,12 @@ from ray_jobs.evaluate import Evaluation
 from ray_jobs.experts import Experts
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import open_set
-from ray_jobs.options import Compute, Data, Place
+from ray_jobs.options import Data, Place
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store
 from ray_jobs.workers import Member
-from tests.ray_jobs.conftest import CLASSES, members, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
 from tests.ray_jobs.distilling import EXPERTS, NETWORK, TINY, one_by_one, wanted
-
-CPU = Compute(device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -20,16 +20,17 @@ from ray_jobs.classifier import Classifier, count_correct, fit
 from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import open_set
-from ray_jobs.options import Compute, Place
+from ray_jobs.options import Place
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store, parquet_table
 from ray_jobs.trainings import Plan, Training, train_and_test
 from ray_jobs.workers import Group, Member
+from tests.ray_jobs.conftest import CPU
 from tests.ray_jobs.images import drawn, index_of
 
 
 def job_at(store: Path):
-    return opened(Place(store=str(store)), Compute(device="cpu"), "test", ["test evaluate"])
+    return opened(Place(store=str(store)), CPU, "test", ["test evaluate"])
 
 
 @pytest.fixture(scope="module")

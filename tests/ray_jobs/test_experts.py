@@ -24,12 +24,10 @@ from ray_jobs.evaluate import Evaluation, evaluate
 from ray_jobs.experts import Experts, Network, Trainer, run, train, trajectory
 from ray_jobs.job import opened
 from ray_jobs.loading import open_set
-from ray_jobs.options import Compute, Data, Place
-from tests.ray_jobs.conftest import members
+from ray_jobs.options import Data, Place
+from tests.ray_jobs.conftest import CPU, members
 from tests.ray_jobs.distilling import EXPERTS, NETWORK, one_by_one, one_thread, wanted
 from tests.ray_jobs.test_distill import series
-
-CPU = Compute(device="cpu", actors=1)
 
 
 @pytest.fixture(scope="module")

@@ -17,17 +17,16 @@ from adq.randomness import torch_generator
 from ray_jobs import ingest, mae
 from ray_jobs.job import opened
 from ray_jobs.mae import Painting, Plan, held_out, run, train_mae
-from ray_jobs.options import Compute, Data, Place
+from ray_jobs.options import Data, Place
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store
 from ray_jobs.workers import Group, run_group
-from tests.ray_jobs.conftest import CLASSES, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, CPU, real_samples, write_shard
 from tests.ray_jobs.distilling import Alone, one_by_one, one_thread
 from tests.ray_jobs.images import drawn, index_of
 from tests.ray_jobs.test_distill import series
 
-CPU = Compute(device="cpu")
 FEW = Painting(steps=6, train_batch=32)
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from adq.shards import tar_bytes
 from ray_jobs import bins, compress
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
-from tests.ray_jobs.conftest import CLASSES, members, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
 
 BACKBONE = ("--backbone", "convnet-d3-w8", "--weights", "train:1", "--bins", "4")
 
@@ -27,7 +28,7 @@ def run(
     network = {k: v for k, v in options.items() if k in Backbone.__dataclass_fields__}
     backbone = Backbone(**({"backbone": "convnet-d3-w8", "weights": "train:1"} | network))
     wanted = compress.Compression(Data(data=tuple(data), **more), backbone, Selection(**selection), str(out))
-    return dict(compress.run(wanted, compute or Compute(batch_size=64), Place(store=str(store)), last))
+    return dict(compress.run(wanted, compute or CPU, Place(store=str(store)), last))
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +64,11 @@ def test_running_again_does_no_work(calm, shards, capsys):
     assert outputs(store, out) == before
 
 
-@pytest.mark.parametrize("actors", [1, 2])
-def test_order_and_number_of_actors_do_not_matter(calm, shards, tmp_path, actors):
+def test_order_and_number_of_actors_do_not_matter(calm, shards, tmp_path):
     store = tmp_path / "store"
     shutil.copytree(calm[0] / "weights", store / "weights")
     data = sorted(map(str, shards.glob("*.tar")), reverse=True)
-    compute = Compute(batch_size=64, actors=actors, graphcut_actors=actors - 1)  # the driver, and one actor
-    run(data, store, tmp_path / "out", compute=compute)
+    run(data, store, tmp_path / "out", compute=replace(CPU, actors=2, graphcut_actors=2))
     assert outputs(store, tmp_path / "out") == calm[2]
 
 
@@ -78,7 +77,7 @@ def test_global_bins_that_are_interrupted_go_on_from_their_picks(calm, shards, t
     store = tmp_path / "store"
     for stage in ("ingest", "weights", "extract"):
         shutil.copytree(calm[0] / stage, store / stage)
-    wanted = {"last": "bins", "scope": "global", "compute": Compute(batch_size=64, graphcut_actors=actors)}
+    wanted = {"last": "bins", "scope": "global", "compute": replace(CPU, graphcut_actors=actors)}
     save = bins._Checkpoint.save
 
     def interrupted(self, picks) -> None:

@@ -9,9 +9,10 @@ from adq.extractor import input_transform
 from adq.models import build
 from ray_jobs import weights
 from ray_jobs.job import opened
-from ray_jobs.options import Backbone, Compute, Place
+from ray_jobs.options import Backbone, Place
 from ray_jobs.store import sha256
 from ray_jobs.weights import read_weights
+from tests.ray_jobs.conftest import CPU
 from tests.ray_jobs.images import drawn, index_of
 
 
@@ -26,7 +27,7 @@ def index(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(cluster, tmp_path_factory):
     store = tmp_path_factory.mktemp("store")
-    with opened(Place(store=str(store)), Compute(device="cpu"), "test", ["test weights"]) as job:
+    with opened(Place(store=str(store)), CPU, "test", ["test weights"]) as job:
         yield job
 
 
