@@ -19,7 +19,7 @@ from tests.ray_jobs.conftest import real_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
-    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "distilled", "imagenet", "imagenet-plain", "imagenet-steps",
+    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "distilled", "imagenet", "imagenet-plain", "imagenet-steps", "imagenette-cpu",
     "tiny-imagenet",
 )  # fmt: skip
 
