@@ -54,6 +54,7 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
                     name = f"{variant.name} keep {keep:g}"
                     wanted.append(Wanted(name, index, [seed], rows))
                     outcomes[name, seed] = outcome
+        selected.release()
         print(f"selected      {len(wanted)} sets", flush=True)
         for name, shards in grid.named_sets.items():
             own, each = further_set(job, name, shards, grid, index, test)

@@ -68,6 +68,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
                 pairs.append((Wanted(spent.title, own, [one.seed]), spent))
         if not pairs:
             raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")
+        selected.release()
         spent = {(wanted.name, one.seed): one for wanted, one in pairs}
         print(f"chosen        {len(pairs)} sets", flush=True)
         plan = planned(job, [wanted for wanted, _ in pairs], test, grid.evaluation)

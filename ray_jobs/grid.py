@@ -145,12 +145,17 @@ class Selected:
         self.job, self.index, self.grid = job, index, grid
         count = grid.extractors(index)
         first = grid.backbone.feature_seed
+        self._held: dict = {}
         self.sources = [
-            Sources(job, index, replace(grid.backbone, feature_seed=first + number), grid.data.skip_corrupt)
+            Sources(job, index, replace(grid.backbone, feature_seed=first + number), grid.data.skip_corrupt, self._held)
             for number in range(count)
         ]
         self.image_bytes = image_members(index).image_bytes
         self.keys = index.table()["key"].combine_chunks()
+
+    def release(self) -> None:
+        """Forget the embeddings that were read last: they are not needed while networks are trained."""
+        self._held.clear()
 
     def of(self, variant: Variant, keep: float, seed: int) -> tuple[Rows, Outcome]:
         sources = self.sources[seed % len(self.sources)]

@@ -1,6 +1,6 @@
 """sample: quotas and draws, or the picks of another method. Keep ratio and alpha enter here, not above."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -40,6 +40,15 @@ class Seen:
     extract: Manifest | None = None
     dynamics: Manifest | None = None
     own: tuple | None = None  # the user's embeddings, of `bins.own_embeddings`
+    held: dict = field(default_factory=dict, compare=False)  # the embeddings read last, for the next selection
+
+    def embeddings(self) -> tuple[np.ndarray, list[str]]:
+        """Embeddings float32 [N, d] and keys of every image that could be decoded, in the order of the keys."""
+        name = tuple(part for part in (self.extract and self.extract.content, self.own and self.own[3]) if part)
+        if name not in self.held:
+            self.held.clear()
+            self.held[name] = embeddings_by_key(self.extract, self.own)[:2]
+        return self.held[name]
 
     def contents(self, method: str) -> dict[str, str]:
         """By stage, the digests of what a method's choice hangs on."""
@@ -141,7 +150,7 @@ def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
         keys, bins, ranks = order["key"], order["bin"].to_numpy(), order["rank"].to_numpy()
         table = table.filter(pc.is_in(table["key"], value_set=keys.combine_chunks()))
     if "embeddings" in wanted and method not in BY_BINS:
-        embeddings, keys, _ = embeddings_by_key(seen.extract, seen.own)
+        embeddings, keys = seen.embeddings()
         table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys)))
     if "dynamics" in wanted:
         keys, dynamics = dynamics_by_key(seen.dynamics)

@@ -23,13 +23,14 @@ class Sources:
     """The stages before `sample`, for one extractor; each is run when it is first asked for.
 
     Attributes:
-        spent: seconds of every stage, by what it was made for.
+        held: the embeddings that were read last; extractors that share it hold one matrix in all.
     """
 
     job: "Job"
     index: Index
     backbone: Backbone
     skip_corrupt: bool = False
+    held: dict = field(default_factory=dict)
     _made: dict[object, object] = field(default_factory=dict)
     _seconds: dict[object, list[tuple[str, float]]] = field(default_factory=dict)
 
@@ -43,6 +44,7 @@ class Sources:
             extract=self._extract() if "embeddings" in wanted and (own is None or "scores" in wanted) else None,
             dynamics=self._dynamics() if "dynamics" in wanted else None,
             own=own,
+            held=self.held,
         )  # fmt: skip
 
     def seconds(self, selection: Selection) -> dict[str, float]:

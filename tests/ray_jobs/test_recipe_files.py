@@ -19,8 +19,8 @@ from tests.ray_jobs.conftest import real_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
-    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "distilled", "imagenet", "imagenet-plain", "imagenet-steps", "imagenette-cpu",
-    "tiny-imagenet",
+    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "distilled", "imagenet", "imagenet-plain", "imagenet-steps",
+    "imagenette-cpu", "tiny-imagenet",
 )  # fmt: skip
 
 
