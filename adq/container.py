@@ -4,8 +4,7 @@ A 32-px JPEG of 920 bytes has 620 bytes of headers and tables that are the same 
 once, so that a set costs what its images cost. All files come back byte for byte. Keys are not stored: a container holds what
 training needs.
 
-Format, version 1. Numbers are little endian; a varint has 7 bits a byte, lowest first, the top bit set in all but its last byte,
-and no more bytes than it needs.
+Format, version 1. Numbers are little endian; varints are those of `adq.varints`.
 
     magic         8 bytes      89 54 45 49 0D 0A 1A 0A
     version       1 byte       1
@@ -24,17 +23,7 @@ and no more bytes than it needs.
     own bytes     N times      one after the other
     CRC-32        4 bytes      of everything before it, as in zlib
 
-A file is put together from its head and its own bytes (`join`) by what the head begins with:
-
-    nothing       the own bytes are the file. So for every file that is not exactly of one of the forms below
-    FF D8         JPEG. The head holds everything up to the first scan's header, that included, then the EOI marker FF D9 where the
-                  file ends in one; the own bytes go before that marker: the scan, or of several all scans with what lies between
-    "RIFFWEBP"    WebP of one chunk. The name of the chunk follows, then its bytes 3 to 9 ("VP8 ": start code and sides) or 0 to 4
-                  ("VP8L": signature, sides, alpha, version); the own bytes are its others. The sizes and the padding byte are
-                  made anew
-    89 "PNG"...   PNG. The signature of 8 bytes, the 13 bytes of IHDR, then the names of the further chunks but IEND, 4 bytes each.
-                  The own bytes are the data of these chunks, before each but the last its length (varint). Lengths, CRCs and
-                  IEND are made anew
+A file is put together from its head and its own bytes as `adq.file_heads` says.
 """
 
 import re
@@ -44,112 +33,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adq.file_heads import LARGEST, join, split
+from adq.varints import Reader, varint, varint_bytes
+
 MAGIC = b"\x89TEI\r\n\x1a\n"  # as PNG's: shows a transfer that took it for text
 VERSION = 1
 HEADER = struct.Struct("<8sBBHIBI")  # magic, version, soft labels, classes, N, extensions, heads
 CHECKSUM = 4
-LARGEST = 1 << 31  # bytes of the files of one container together, OVERHEAD counted for each: memory stays near it
-OVERHEAD = 64  # of a file in memory
+OVERHEAD = 64  # of a file in memory, that counts for LARGEST
 EXTENSION = re.compile(r"[\w-]{1,255}", re.ASCII)
-
-SOI, EOI, SOS = b"\xff\xd8", b"\xff\xd9", 0xDA
-RIFF = b"RIFFWEBP"
-SHARED = {b"VP8 ": (3, 10), b"VP8L": (0, 5)}  # what of a WebP's chunk is in the head
-PNG = b"\x89PNG\r\n\x1a\n"
-IHDR, IEND = b"\0\0\0\x0dIHDR", b"IEND"
-PNG_HEAD = len(PNG) + 13
-
-
-def split(data: bytes) -> tuple[bytes, bytes]:
-    """A file as its head, which other files of its kind share, and its own bytes: `join` makes the same file of them.
-
-    Returns:
-        (head, own); the head is empty, and the file its own bytes, where it is not exactly a JPEG, WebP or PNG of the forms above.
-    """
-    cut = next((cut for magic, cut in CUTS.items() if data.startswith(magic)), None)
-    if cut is not None and len(data) <= LARGEST:
-        try:
-            head, own = cut(data)
-            if head and join(head, own) == data:
-                return head, own
-        except ValueError:
-            pass
-    return b"", data
-
-
-def join(head: bytes, own: bytes) -> bytes:
-    """The file of a head and its own bytes. Raises ValueError where they are of no form that `split` gives."""
-    if not head:
-        return own
-    if len(head) + len(own) > LARGEST:
-        raise ValueError(f"an image of {len(head) + len(own):,} bytes; expected at most {LARGEST:,}")
-    if head.startswith(SOI):
-        return head[:-2] + own + EOI if head.endswith(EOI) else head + own
-    if head.startswith(RIFF):
-        return _join_webp(head, own)
-    if head.startswith(PNG):
-        return _join_png(head, own)
-    raise ValueError(f"a head begins with {head[:8]!r}: no JPEG, WebP or PNG")
-
-
-def _cut_jpeg(data: bytes) -> tuple[bytes, bytes]:
-    at = 2
-    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
-        marker = data[at + 1]
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == SOS:
-            return (data[:at] + EOI, data[at:-2]) if data.endswith(EOI) else (data[:at], data[at:])
-    raise ValueError("no scan follows the headers")
-
-
-def _cut_webp(data: bytes) -> tuple[bytes, bytes]:
-    name, size = data[12:16], int.from_bytes(data[16:20], "little")
-    if name not in SHARED:
-        raise ValueError(f"a chunk {name!r} comes first")
-    (first, last), body = SHARED[name], data[20 : 20 + size]
-    return RIFF + name + body[first:last], body[:first] + body[last:]
-
-
-def _join_webp(head: bytes, own: bytes) -> bytes:
-    start = len(RIFF) + 4
-    name, shared = head[len(RIFF) : start], head[start:]
-    first, last = SHARED.get(name, (0, 0))
-    if not last or len(shared) != last - first or len(own) < first:
-        raise ValueError(f"a WebP's head of {len(head)} bytes, its chunk {name!r}, and {len(own)} own bytes")
-    size = len(own) + len(shared)
-    padding = size % 2
-    sizes = [struct.pack("<I", number) for number in (12 + size + padding, size)]
-    return b"".join([b"RIFF", sizes[0], b"WEBP", name, sizes[1], own[:first], shared, own[first:], bytes(padding)])
-
-
-def _cut_png(data: bytes) -> tuple[bytes, bytes]:
-    names, bodies, at = [], [], len(PNG) + len(IHDR) + 13 + 4
-    while at < len(data):
-        size = int.from_bytes(data[at : at + 4], "big")
-        names.append(data[at + 4 : at + 8])
-        bodies.append(data[at + 8 : at + 8 + size])
-        at += 12 + size
-    if names[-1:] != [IEND]:
-        raise ValueError("IEND is not the last chunk")
-    names, bodies = names[:-1], bodies[:-1]
-    own = b"".join(_varint(len(body)) + body for body in bodies[:-1]) + b"".join(bodies[-1:])
-    start = len(PNG) + len(IHDR)
-    return data[: len(PNG)] + data[start : start + 13] + b"".join(names), own
-
-
-def _join_png(head: bytes, own: bytes) -> bytes:
-    if len(head) < PNG_HEAD or (len(head) - PNG_HEAD) % 4 or (own and len(head) == PNG_HEAD):
-        raise ValueError(f"a PNG's head of {len(head)} bytes for {len(own)} own bytes")
-    names = [head[at : at + 4] for at in range(PNG_HEAD, len(head), 4)]
-    reader = _Reader(own, 0, len(own))
-    bodies = [reader.take(reader.varint()) for _ in names[:-1]] + [reader.rest() for _ in names[-1:]]
-    chunks = [IHDR + head[len(PNG) : PNG_HEAD]]
-    chunks += [struct.pack(">I", len(body)) + name + body for name, body in zip(names, bodies, strict=True)]
-    chunks.append(bytes(4) + IEND)
-    return head[: len(PNG)] + b"".join(chunk + struct.pack(">I", zlib.crc32(chunk[4:])) for chunk in chunks)
-
-
-CUTS = {SOI: _cut_jpeg, b"RIFF": _cut_webp, PNG: _cut_png}
 
 
 def pack(files: Sequence[bytes], extensions: Sequence[str], labels: np.ndarray, classes: Sequence[str]) -> bytes:
@@ -181,12 +73,12 @@ def pack(files: Sequence[bytes], extensions: Sequence[str], labels: np.ndarray, 
     parts = [HEADER.pack(MAGIC, VERSION, labels.ndim == 2, len(names), len(files), len(kinds), len(sorts))]
     parts += [struct.pack("<H", len(name)) + name for name in names]
     parts += [bytes([len(kind)]) + kind.encode() for kind in kinds]
-    parts += [_varint(len(head)) + head for head in sorts]
+    parts += [varint(len(head)) + head for head in sorts]
     parts.append(labels.tobytes())
     for number, values in ((kinds, extensions), (sorts, heads)):
         if width := _id_bytes(len(number)):
             parts.append(np.array([number[value] for value in values], dtype=f"<u{width}").tobytes())
-    parts += [_varint(len(own)) for own in owns]
+    parts += [varint(len(own)) for own in owns]
     content = b"".join([*parts, *owns])
     return content + struct.pack("<I", zlib.crc32(content))
 
@@ -215,7 +107,7 @@ def packed_bytes(
     frame = HEADER.size + CHECKSUM + sum(2 + len(name.encode()) for name in classes)
     kinds = sum(1 + len(extension) for extension in extensions)
     image = label_bytes(len(classes), soft) + _id_bytes(len(extensions)) + _id_bytes(len(head_bytes))
-    stored = sum(int((sizes + _varint_bytes(sizes)).sum()) for sizes in (own_bytes, head_bytes))
+    stored = sum(int((sizes + varint_bytes(sizes)).sum()) for sizes in (own_bytes, head_bytes))
     return frame + kinds + len(own_bytes) * image + stored
 
 
@@ -246,15 +138,15 @@ def unpack(data: bytes) -> tuple[list[bytes], list[str], np.ndarray, list[str]]:
         raise ValueError(f"{number} classes, {count} images, {kinds} extensions, {sorts} heads; expected one or more")
     if count * OVERHEAD > LARGEST:
         raise ValueError(f"the container claims {count:,} images; expected at most {LARGEST // OVERHEAD:,}")
-    reader = _Reader(data, HEADER.size, len(data) - CHECKSUM)
+    reader = Reader(data, HEADER.size, len(data) - CHECKSUM)
     classes = [reader.text(2) for _ in range(number)]
     names = [reader.text(1) for _ in range(kinds)]
     heads = [reader.take(reader.varint()) for _ in range(sorts)]
     kind = _label_type(number, bool(soft))
     labels = np.frombuffer(reader.take(count * kind.itemsize * (number if soft else 1)), kind)
     labels = labels.reshape(count, number).astype(np.float16) if soft else labels.astype(np.int64)
-    extensions = [names[i] for i in reader.ids(count, kinds)]
-    heads = [heads[i] for i in reader.ids(count, sorts)]
+    extensions = [names[i] for i in _ids(reader, count, kinds)]
+    heads = [heads[i] for i in _ids(reader, count, sorts)]
     lengths = [reader.varint() for _ in range(count)]
     files, room = [], LARGEST
     for head, length in zip(heads, lengths, strict=True):
@@ -296,52 +188,10 @@ def _id_bytes(number: int) -> int:
     return 0 if number == 1 else 1 if number <= 1 << 8 else 2 if number <= 1 << 16 else 4
 
 
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _varint_bytes(values: np.ndarray) -> np.ndarray:
-    return 1 + sum((values >> shift > 0).astype(np.int64) for shift in range(7, 63, 7))
-
-
-class _Reader:
-    """Bytes read from front to back. What lies beyond the end raises ValueError."""
-
-    def __init__(self, data: bytes, at: int, end: int):
-        self.data, self.at, self.end = data, at, end
-
-    def take(self, count: int) -> bytes:
-        if count > self.end - self.at:
-            raise ValueError(f"{count:,} bytes are expected, but {self.end - self.at:,} are left")
-        self.at += count
-        return self.data[self.at - count : self.at]
-
-    def rest(self) -> bytes:
-        return self.take(self.end - self.at)
-
-    def varint(self) -> int:
-        value = shift = 0
-        while shift < 35:
-            (byte,) = self.take(1)
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-        raise ValueError("a length takes more than five bytes")
-
-    def text(self, width: int) -> str:
-        """Raises UnicodeDecodeError, which is a ValueError."""
-        return self.take(int.from_bytes(self.take(width), "little")).decode()
-
-    def ids(self, count: int, number: int) -> list[int]:
-        """Of each image, which of so many; of one, none are stored."""
-        width = _id_bytes(number)
-        found = np.frombuffer(self.take(count * width), f"<u{width}") if width else np.zeros(count, np.int64)
-        if found.max() >= number:
-            raise ValueError(f"an image has number {found.max()} of {number} extensions or heads")
-        return found.tolist()
+def _ids(reader: Reader, count: int, number: int) -> list[int]:
+    """Of each image, which of so many; of one, none are stored."""
+    width = _id_bytes(number)
+    found = np.frombuffer(reader.take(count * width), f"<u{width}") if width else np.zeros(count, np.int64)
+    if found.max() >= number:
+        raise ValueError(f"an image has number {found.max()} of {number} extensions or heads")
+    return found.tolist()

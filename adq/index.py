@@ -10,7 +10,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from adq.container import split
+from adq.file_heads import split
 from adq.images import EXTENSIONS, UndecodableImage, header_size
 
 # Longer for bzip2: a tar begins with its first member's name, which may be BZh.jpg.

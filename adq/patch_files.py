@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, JpegImagePlugin
 
 from adq import images
-from adq.container import EOI, RIFF, SOI, SOS, join, split
+from adq.file_heads import EOI, RIFF, SOI, SOS, join, split
 
 WEBP, GREY, JPEG_444, JPEG_422, JPEG_420 = range(5)
 OWN_HUFFMAN = 8

@@ -14,19 +14,12 @@ Format, version 1. Numbers are little endian.
     picture      the kept patches, see below
     CRC-16       2 bytes    of everything before it: polynomial 0x1021, from 0 (XMODEM)
 
-The image is cut into tiles; its last row and column are repeated where tiles go beyond. A tile is a patch. Only where chroma is
-subsampled (WebP, 4:2:2, 4:2:0), so that a block of it covers 16 pixels, and a patch has 8, a tile is 2 x 2 patches. The n tiles
-with a kept patch are put side by side, in their order, row by row, in a picture of c columns: of the numbers from ceil(sqrt(n)) to
-half as many more, the first that leaves the fewest places empty in the last row. Empty places, and dropped patches in tiles of
-2 x 2, hold anything that costs little.
+The picture is made of tiles, and mended when it is read, as `adq.patch_layout` says. Of its file, this is stored:
 
     WebP    the only chunk of the file, "VP8 ", without its bytes 3 to 9: the start code and the sides
     JPEG    own quantisation tables: of luma and, unless it is grey, chroma, 64 bytes each in zigzag order; own Huffman tables: DC
             and AC of luma and, unless it is grey, of chroma, each as 16 counts, then the symbols; the scan of the baseline file,
             without restart markers, of the components 1 (luma), 2 and 3 (chroma). Other Huffman tables are those of Annex K
-
-Decoders that smooth chroma (libjpeg: a pixel is 3/4 of its own sample and 1/4 of the next) do so across tiles that were no
-neighbours in the image. `decode` smooths these borders anew, with the true neighbour, or with none where it was dropped.
 """
 
 import binascii
@@ -37,12 +30,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from adq import images
-from adq.container import split
+from adq.file_heads import split
 from adq.patch_files import (
-    GREY,
     JPEG_420,
-    JPEG_422,
-    JPEG_444,
     OWN_HUFFMAN,
     WEBP,
     jpeg_body,
@@ -53,6 +43,7 @@ from adq.patch_files import (
     tables_of,
     webp_file,
 )  # fmt: skip
+from adq.patch_layout import SMOOTHED, columns_of, laid, mend, spread, tiling, unlaid
 
 MAGIC = b"\x89TSP"
 VERSION = 1
@@ -60,8 +51,6 @@ HEADER = struct.Struct("<4sBHHBBB")  # magic, version, height, width, side / 8, 
 CHECKSUM = 2
 LARGEST_SIDE, LARGEST = 1 << 14, 1 << 26
 SMALL = 96  # pixels, below which an image has patches of 8
-
-SMOOTHED = {JPEG_422: (1,), JPEG_420: (0, 1)}  # the axes along which chroma has half as many samples
 WEBP_QUALITY = 90
 SLAB = 256  # rows that are converted at once: little memory for large images
 
@@ -166,7 +155,7 @@ def encode(data: bytes, mask: np.ndarray, quality: int | None = None, codec: str
             f"the mask is {mask.dtype} {list(mask.shape)} with {np.count_nonzero(mask)} patches kept; expected bool "
             f"{[place.rows, place.columns]} for {height} x {width} pixels, at least one of them True"
         )
-    picture = _picture(planes, mask, place, kind, recover=source is not None)
+    picture = laid(planes, mask, place.side, kind, recover=source is not None)
     if kind == WEBP:
         level, body = 0, split(saved(picture, "RGB", "WEBP", quality=quality or WEBP_QUALITY, method=6))[1]
     else:
@@ -198,18 +187,18 @@ def decode(data: bytes) -> Patches:
     mask = bits[:count].reshape(place.rows, place.columns)
     if bits[count:].any() or not mask.any():
         raise ValueError("the mask of the container keeps no patch, or patches outside the image")
-    side, tiles = _tiles(mask, place.side, kind)
+    side, tiles = tiling(mask, place.side, kind)
     count = np.count_nonzero(tiles)
-    layout = -(-count // _columns(count)), _columns(count)
+    layout = -(-count // columns_of(count)), columns_of(count)
     shape = (layout[0] * side, layout[1] * side)
     body = data[start:-CHECKSUM]
     file = webp_file(body, shape) if kind == WEBP else jpeg_file(body, kind, own, quality, shape)
-    planes = _unlaid(read_planes(file, kind, shape), tiles, side)
+    planes = unlaid(read_planes(file, kind, shape), tiles, side)
     for axis in SMOOTHED.get(kind, ()):
-        _mend(planes[..., 1:], tiles, layout, axis)
+        mend(planes[..., 1:], tiles, layout, axis)
     planes = planes.reshape(tiles.shape[0] * side, tiles.shape[1] * side, -1)[:height, :width]
     pixels = planes.copy() if kind == WEBP else _rgb(planes)
-    known = _spread(mask, place.side)[:height, :width]
+    known = spread(mask, place.side)[:height, :width]
     pixels *= known[:, :, None]
     return Patches(pixels, known, place, mask)
 
@@ -228,96 +217,6 @@ def _header(data: bytes) -> tuple[int, int, Grid, int, bool, int]:
     if kind > JPEG_420 or own > (kind != WEBP) or quality > (100 if kind else 0):
         raise ValueError(f"the container of patches is of kind {8 * own + kind}, quality {quality}, which are unknown")
     return height, width, place, kind, bool(own), quality
-
-
-def _spread(mask: np.ndarray, side: int) -> np.ndarray:
-    return mask.repeat(side, axis=0).repeat(side, axis=1)
-
-
-def _tiles(mask: np.ndarray, side: int, kind: int) -> tuple[int, np.ndarray]:
-    """The side of a tile, and which tiles are stored: bool [tile rows, tile columns]."""
-    if side >= 16 or kind in (GREY, JPEG_444):
-        return side, mask
-    mask = np.pad(mask, [(0, length % 2) for length in mask.shape])
-    return 2 * side, mask[0::2, 0::2] | mask[0::2, 1::2] | mask[1::2, 0::2] | mask[1::2, 1::2]
-
-
-def _columns(tiles: int) -> int:
-    least = math.isqrt(tiles - 1) + 1
-    return min(range(least, least + least // 2 + 1), key=lambda columns: -tiles % columns)
-
-
-def _picture(planes: np.ndarray, mask: np.ndarray, place: Grid, kind: int, recover: bool) -> np.ndarray:
-    """The tiles side by side: uint8 [h, w, C] of planes [H, W, C]."""
-    side, stored = _tiles(mask, place.side, kind)
-    shape = (stored.shape[0] * side, stored.shape[1] * side)
-    planes = np.pad(
-        planes, [(0, to - length) for to, length in zip(shape, planes.shape[:2], strict=True)] + [(0, 0)], "edge"
-    )
-    if recover:
-        for axis in SMOOTHED.get(kind, ()):
-            planes[..., 1:] = _samples(planes[..., 1:], axis)
-    known = np.pad(mask, [(0, to // place.side - length) for to, length in zip(shape, mask.shape, strict=True)])
-    tiles = _cut(planes, side)[stored]
-    # Flat luma without its chroma costs least of a JPEG: whole blocks of chroma keep their coefficients.
-    painted = tiles if kind == WEBP else tiles[..., :1]
-    if side > place.side:
-        for tile, here in zip(painted, _cut(_spread(known, place.side)[..., None], side)[stored, ..., 0], strict=True):
-            tile[~here] = tile[here].mean(axis=0).round()
-    columns = _columns(len(tiles))
-    flat = tiles[-1, -8:, -8:].mean(axis=(0, 1)).round().astype(np.uint8)  # the mean of the last block: no change of it
-    tiles = np.concatenate([tiles, np.broadcast_to(flat, (-len(tiles) % columns, *tiles.shape[1:]))])
-    rows = len(tiles) // columns
-    return tiles.reshape(rows, columns, side, side, -1).swapaxes(1, 2).reshape(rows * side, columns * side, -1)
-
-
-def _cut(planes: np.ndarray, side: int) -> np.ndarray:
-    """[R side, C side, n] to tiles [R, C, side, side, n]."""
-    rows, columns = (length // side for length in planes.shape[:2])
-    return planes.reshape(rows, side, columns, side, -1).swapaxes(1, 2)
-
-
-def _unlaid(picture: np.ndarray, stored: np.ndarray, side: int) -> np.ndarray:
-    """The tiles of a picture where they were in the image, zeros elsewhere: uint8 [R, side, C, side, n]."""
-    out = np.zeros((*stored.shape, side, side, picture.shape[2]), dtype=np.uint8)
-    out[stored] = _cut(picture, side).reshape(-1, *out.shape[2:])[: np.count_nonzero(stored)]
-    return np.ascontiguousarray(out.swapaxes(1, 2))
-
-
-def _samples(chroma: np.ndarray, axis: int) -> np.ndarray:
-    """The samples, each twice, of chroma that was smoothed along an axis; the mean of libjpeg gives them back as they are.
-
-    Sample c between l and r became the pixels a = (3 c + l) / 4 and b = (3 c + r) / 4, so that with the pixels next to them,
-    (3 l + c) / 4 and (3 r + c) / 4, it is 3 (a + b) less these, by 4.
-    """
-    moved = np.moveaxis(chroma, axis, 0).astype(np.int16)
-    wide = np.concatenate([moved[:1], moved, moved[-1:]])
-    samples = (3 * (moved[0::2] + moved[1::2]) - wide[0:-2:2] - wide[3::2] + 2) >> 2
-    return np.moveaxis(samples.clip(0, 255).repeat(2, axis=0), 0, axis)
-
-
-def _mend(chroma: np.ndarray, stored: np.ndarray, layout: tuple[int, int], axis: int) -> None:
-    """Smooth chroma [R, side, C, side, n] anew, in place, at the borders of tiles whose neighbours in the picture were others.
-
-    The last two pixels inside a tile, a = (3 c + l) / 4 and b = (3 l + c) / 4, give the sample at its border, c = (3 a - b) / 2.
-    """
-    number = np.where(stored, stored.cumsum().reshape(stored.shape) - 1, -1)
-    place, last_place, step = (
-        (number % layout[1], layout[1] - 1, 1) if axis else (number // layout[1], layout[0] - 1, layout[1])
-    )
-    if axis == 0:
-        chroma, number, place = chroma.transpose(2, 3, 0, 1, 4), number.T, place.T
-    neighbours = np.pad(number, ((0, 0), (1, 1)), constant_values=-1)
-    before, after = neighbours[:, :-2], neighbours[:, 2:]
-    inner = chroma[:, :, :, [1, 2, -2, -3]].astype(np.int16)
-    first, last = ((3 * inner[..., i, :] - inner[..., i + 1, :]) / 2 for i in (0, 2))
-    for border, own, other, beside, beside_in_picture in (
-        (0, first, np.roll(last, 1, axis=2), before, np.where(place > 0, number - step, -1)),
-        (-1, last, np.roll(first, -1, axis=2), after, np.where(place < last_place, number + step, -1)),
-    ):
-        pixels = (3 * own + np.where(beside[:, None, :, None] >= 0, other, own)) / 4
-        wrong = (beside != beside_in_picture)[:, None, :, None]
-        chroma[:, :, :, border] = np.where(wrong, pixels.round().clip(0, 255), chroma[:, :, :, border])
 
 
 def _rgb(planes: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice
 
 import braceexpand
 import pyarrow.fs as pafs
@@ -164,6 +165,12 @@ def read_samples(data: DataSet, shard: str, wanted: Sequence[str] | None = None)
     with open_file(join(data.root, shard)) as stream:
         source = [{"url": shard, "stream": io.BufferedReader(_Raw(stream), 1 << 20)}]
         yield from group_by_keys(tar_file_expander(source, select_files=select))
+
+
+def chunks(items: Iterator, size: int) -> Iterator[list]:
+    """The items in lists of `size`, the last of which may be shorter."""
+    while chunk := list(islice(items, size)):
+        yield chunk
 
 
 class _Raw(io.RawIOBase):

@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from adq import patches
-from adq.container import split
+from adq.file_heads import split
 from adq.images import RESAMPLING, decode
 from adq.patch_files import ROOM
 from palette.export import png_bytes

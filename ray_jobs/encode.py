@@ -1,9 +1,8 @@
 """encode: the images of shards stored in another way, shard by shard: what `--encode` asks for. Labels and keys stay."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 
 import numpy as np
 import pyarrow as pa
@@ -11,7 +10,7 @@ import pyarrow as pa
 from adq.images import UndecodableImage, decode
 from adq.patches import grid
 from adq.saliency import random_saliency
-from adq.shards import DataSet, absolute, join, read_samples, tar_bytes
+from adq.shards import DataSet, absolute, chunks, join, read_samples, tar_bytes
 from palette.encodings import Encoded, Encoding, encode, resized
 from ray_jobs import ingest, saliency, weights, write
 from ray_jobs.accuracy import as_bytes
@@ -95,7 +94,7 @@ class Encoder:
         """
         members: list[tuple[str, bytes]] = []
         rows: list[tuple] = []
-        for batch in _chunks(read_samples(self.plan.data, shard), BATCH):
+        for batch in chunks(read_samples(self.plan.data, shard), BATCH):
             keys = [full_key(shard, sample["__key__"], self.plan.key_prefix) for sample in batch]
             files = [next((e, sample[e]) for e in self.plan.image_ext if e in sample) for sample in batch]
             for key, sample, (extension, before), after in zip(
@@ -244,11 +243,6 @@ def _labels(index: Index) -> dict[str, dict[str, int]]:
     for key, label, shard in zip(*(table[name].to_pylist() for name in ("key", "label", "shard")), strict=True):
         found[shard][key] = label
     return found
-
-
-def _chunks(items: Iterator[dict], size: int) -> Iterator[list[dict]]:
-    while chunk := list(islice(items, size)):
-        yield chunk
 
 
 def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, place: Place, out: str) -> None:

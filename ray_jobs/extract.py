@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
-from adq.shards import DataSet, read_samples
+from adq.shards import DataSet, chunks, read_samples
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.frozen import network, shared_weights
 from ray_jobs.ingest import Index, full_key, undecodable
@@ -75,7 +74,7 @@ class FeatureActor:
         rows: list[tuple] = []
         failed: list[tuple[str, int, str]] = []
         # Batches are cut at fixed positions of the shard: images that cannot be decoded leave a gap, not a shift.
-        for batch in _chunks(self._encoded(shard), self.plan.batch_size):
+        for batch in chunks(self._encoded(shard), self.plan.batch_size):
             images = list(self.threads.map(self._load, (data for _, data in batch)))
             good = [i for i, image in enumerate(images) if isinstance(image, torch.Tensor)]
             failed += [(batch[i][0], labels[batch[i][0]], images[i]) for i in range(len(batch)) if i not in set(good)]
@@ -105,11 +104,6 @@ class FeatureActor:
             return load(data, self.plan.transform)
         except UndecodableImage as error:
             return str(error)
-
-
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
-    while chunk := list(islice(items, size)):
-        yield chunk
 
 
 def _table(rows: list[tuple], failed: list[tuple[str, int, str]]) -> pa.Table:

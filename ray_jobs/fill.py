@@ -6,9 +6,7 @@ which runs in batches on the device; its result is a cache to train on, and its 
 
 import io
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,9 +16,10 @@ from PIL import Image
 
 from adq import patches
 from adq.fill import FILLERS, fill
-from adq.mae import MAE, reconstruct
+from adq.mae import MAE
 from adq.mae_weights import from_bytes
-from adq.shards import DataSet, absolute, file_info, open_file, read_samples, tar_bytes
+from adq.reconstruction import reconstruct
+from adq.shards import DataSet, absolute, chunks, file_info, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import check_paths, probe
@@ -84,7 +83,7 @@ class Filler:
         self.ready(weights)
         members: list[tuple[str, bytes]] = []
         count = 0
-        for batch in _chunks(read_samples(self.plan.data, shard), self.plan.batch_size):
+        for batch in chunks(read_samples(self.plan.data, shard), self.plan.batch_size):
             whole = self._whole([sample.get("patches", b"") for sample in batch])
             for sample, made in zip(batch, whole, strict=True):
                 rest = {e: d for e, d in sample.items() if not e.startswith("__") and (e != "patches" or not made)}
@@ -113,11 +112,6 @@ class Filler:
         if self.model is not None:
             return reconstruct(self.model, pixels, known, self.plan.device)
         return fill(pixels, known, self.plan.filler)
-
-
-def _chunks(items: Iterator[dict], size: int) -> Iterator[list[dict]]:
-    while chunk := list(islice(items, size)):
-        yield chunk
 
 
 def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:

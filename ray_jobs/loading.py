@@ -117,10 +117,15 @@ class Held:
 
 @dataclass(frozen=True)
 class Streamed:
-    """A set that is read from its shards anew in each epoch; its soft labels are, too: `labels` are always the hard ones."""
+    """A set that is read from its shards anew in each epoch; its soft labels are, too: `labels` are always the hard ones.
+
+    Nobody knows before which images cannot be decoded, and every worker must take every step: where they may be left out, the
+    image that the worker decoded last stands in for each of them.
+    """
 
     reader: ShardReader
-    dropped = 0  # an image that cannot be decoded is always an error here
+    leave_out: bool = False
+    dropped = 0
 
     @property
     def labels(self) -> np.ndarray:
@@ -144,9 +149,31 @@ class Streamed:
 
     def _batches(self, samples: Iterator[Encoded], sizes: list[int], counts: list[int]) -> Iterator[Batch]:
         with ThreadPoolExecutor(self.reader.threads) as pool:
+            last: list[Encoded] = []
             for size, count in zip(sizes, counts, strict=True):
                 batch = list(islice(samples, size))
-                yield self.reader.decoded(batch, pool), self.reader.batch_labels(batch), count
+                batch, images = self._decoded(batch, last, pool)
+                last = batch[-1:] or last
+                yield images, self.reader.batch_labels(batch), count
+
+    def _decoded(
+        self, batch: list[Encoded], last: list[Encoded], pool: ThreadPoolExecutor
+    ) -> tuple[list[Encoded], Tensor]:
+        """A batch and its images, the sample before it in the place of each that is left out; before the first is `last`."""
+        try:
+            return batch, self.reader.decoded(batch, pool)
+        except ValueError:
+            if not self.leave_out:
+                raise
+        there = list(
+            zip(batch, pool.map(lambda sample: isinstance(self.reader.decode(sample), Tensor), batch), strict=True)
+        )
+        good = [*last, *(sample for sample, decodes in there if decodes)]
+        out = good[:1]
+        for sample, decodes in there:
+            out.append(sample if decodes or not good else out[-1])
+        batch = out[1:] if good else batch
+        return batch, self.reader.decoded(batch, pool)
 
     def _between(self, shards: Iterable[str], first: int, last: int) -> Iterator[Encoded]:
         """Samples `first` to `last` of the concatenated shards; shards outside are not opened."""
@@ -164,6 +191,9 @@ class Streamed:
         wanted = (sample for sample in samples if sample.position % every == 0)
         with ThreadPoolExecutor(self.reader.threads) as pool:
             while batch := list(islice(wanted, SHARE_BATCH)):
+                if self.leave_out:
+                    images = pool.map(self.reader.decode, batch)
+                    batch = [s for s, image in zip(batch, images, strict=True) if isinstance(image, Tensor)]
                 yield np.array([sample.position for sample in batch]), self.reader.decoded(batch, pool)
 
 
@@ -204,7 +234,7 @@ def open_set(
     Args:
         how: of `how_to_hold`.
         threads: that decode.
-        leave_out: drop images that cannot be decoded instead of failing; a stream always fails.
+        leave_out: drop images that cannot be decoded instead of failing; in a stream, others stand in for them.
         rows: rows of the index that are wanted, ascending; all by default, and always all of a stream.
         soft: batches have soft labels, float32 [b, C], which every sample must hold.
 
@@ -214,7 +244,7 @@ def open_set(
     """
     reader = ShardReader(replace(index), transform, threads, soft)
     if how == "streamed":
-        return Streamed(reader)
+        return Streamed(reader, leave_out)
     rows = np.arange(len(reader.keys)) if rows is None else rows
     place = np.full(len(reader.keys), -1)
     place[rows] = np.arange(len(rows))

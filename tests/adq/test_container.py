@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq import container
-from adq.container import HEADER, MAGIC, join, pack, packed_bytes, split, unpack
+from adq import container, file_heads
+from adq.container import HEADER, MAGIC, pack, packed_bytes, unpack
+from adq.file_heads import join, split
 from adq.images import decode
 from tests.conftest import cifar10_shard
 
@@ -307,12 +308,14 @@ def test_a_head_that_many_images_share_is_not_unpacked_without_end(monkeypatch):
     large = b"\xff\xd8\xff\xdb\xff\xff" + bytes(65533) + b"\xff\xda\0\2"
     data = pack([large] * 100, ["jpg"] * 100, np.zeros(100, int), ["a"])
     assert len(data) < 70_000 and len(unpack(data)[0]) == 100
-    monkeypatch.setattr(container, "LARGEST", 1 << 20)
+    for module in (container, file_heads):
+        monkeypatch.setattr(module, "LARGEST", 1 << 20)
     with pytest.raises(ValueError, match="claims files of more than 1,048,576 bytes"):
         unpack(data)
     with pytest.raises(ValueError, match="split the set"):
         pack([large] * 100, ["jpg"] * 100, np.zeros(100, int), ["a"])
-    monkeypatch.setattr(container, "LARGEST", 1000)
+    for module in (container, file_heads):
+        monkeypatch.setattr(module, "LARGEST", 1000)
     assert split(files[0]) == (b"", files[0])
     with pytest.raises(ValueError, match="split the set"):
         pack(files, ["jpg"] * 2, np.zeros(2, int), ["a"])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq.container import split
+from adq.file_heads import split
 from adq.index import Labels, Member, Parts, Sample, ShardScan, scan, split_name
 from adq.shards import locate, read_samples, tar_bytes
 

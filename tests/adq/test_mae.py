@@ -26,14 +26,13 @@ from adq.mae import (
     mask_to_patches,
     patches_to_mask,
     patchify,
-    psnr,
-    reconstruct,
     sine_cosine,
     unpatchify,
 )
 from adq.mae_training import MAERecipe, masked_error, random_masks, train
 from adq.mae_weights import config_of, from_bytes, load, to_bytes
 from adq.randomness import torch_generator
+from adq.reconstruction import psnr, reconstruct
 
 TINY = MAEConfig(16, 4, 64, 2, 4, 32, 1, 2)
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from adq import images, patches
-from adq.container import split
+from adq import images
+from adq.file_heads import split
+from adq.patch_layout import columns_of
 from adq.patches import Grid, decode, encode, grid, header_size, is_patches, keep_mask
 from adq.randomness import numpy_generator
 from tests.conftest import DATA, cifar10_shard
@@ -329,7 +330,7 @@ def test_pillow_smooths_chroma_as_the_container_expects():
 
 def test_the_columns_of_the_picture_leave_few_places_empty():
     for tiles in range(1, 400):
-        columns = patches._columns(tiles)
+        columns = columns_of(tiles)
         rows = -(-tiles // columns)
         assert rows <= columns <= 1.5 * (tiles**0.5 + 1) and rows * columns - tiles <= 6
-    assert [patches._columns(tiles) for tiles in (1, 2, 3, 4, 12, 147, 196)] == [1, 2, 3, 2, 4, 15, 14]
+    assert [columns_of(tiles) for tiles in (1, 2, 3, 4, 12, 147, 196)] == [1, 2, 3, 2, 4, 15, 14]

@@ -31,7 +31,8 @@ from adq.models import build
 from adq.randomness import numpy_generator, seed_of
 from adq.rded import resized
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
-from palette.adaptive import COLORS, NO_LESS, adaptive, allocate, overhead, palettize, rates_and_distortions
+from palette.adaptive import COLORS, NO_LESS, adaptive, overhead, palettize, rates_and_distortions
+from palette.allocation import allocate
 from palette.codec import encode
 from palette.quantize import kmeans, paint, used_colours
 from tests.bench.palettes_data import DATA, examples, load

@@ -25,11 +25,12 @@ from torch import Tensor
 
 from adq.batches import TensorImages, epoch_batches, steps_per_epoch
 from adq.fill import fill
-from adq.mae import BASES, MAE, PRESETS, fresh, patches_to_mask, psnr, reconstruct
+from adq.mae import BASES, MAE, PRESETS, fresh, patches_to_mask
 from adq.mae_training import MAERecipe, random_masks, train
 from adq.mae_weights import to_bytes
 from adq.patches import grid
 from adq.randomness import torch_generator
+from adq.reconstruction import psnr, reconstruct
 
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 DROPPED = 0.25

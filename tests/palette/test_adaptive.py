@@ -5,7 +5,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from palette.adaptive import COLORS, NO_LESS, adaptive, allocate, overhead, palettize, rates_and_distortions
+from palette.adaptive import COLORS, NO_LESS, adaptive, overhead, palettize, rates_and_distortions
+from palette.allocation import allocate
 from palette.codec import decode, encode
 from palette.quantize import kmeans, median_cut, paint, used_colours
 from tests.palette.images import cifar10, few_colours, noise

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from adq.extractor import input_transform
+from adq.features import load
 from adq.training import Recipe
 from ray_jobs import loading
 from ray_jobs.loading import Held, Streamed, how_to_hold, interval, open_set
@@ -120,6 +121,34 @@ def test_undecodable_images_can_be_left_out_in_memory(tmp_path, how):
     data = open_set(index_of({"a.tar": samples}, tmp_path / "data"), TRANSFORM, how, 1, leave_out=True)
     assert (data.dropped, len(data.labels), "image0004" in data.keys) == (1, 8, False)
     assert sum(len(images) for images, _, _ in data.epoch(RECIPE, 0, 0, 0, 1)) == 8
+
+
+def test_in_a_stream_others_stand_in_for_undecodable_images(tmp_path):
+    samples = drawn(0, 30)
+    broken = {0, 4, 5, 29}
+    for i in broken:
+        samples[i] = (samples[i][0], b"no image", samples[i][2])
+    index = index_of({"a.tar": samples[:12], "b.tar": samples[12:]}, tmp_path / "data")
+    data = open_set(index, TRANSFORM, "streamed", 1, leave_out=True)
+    label_of = {
+        load(image, TRANSFORM).numpy().tobytes(): label
+        for i, (_, image, label) in enumerate(samples)
+        if i not in broken
+    }
+    for world in (1, 2):
+        batches = [list(data.epoch(RECIPE, 0, 0, rank, world)) for rank in range(world)]
+        assert [count for *_, count in batches[0]] == [7, 7, 7, 7, 2]
+        assert all([len(batch[step][0]) for batch in batches] == [len(range(r, count, world)) for r in range(world)]
+                   for step, count in enumerate([7, 7, 7, 7, 2]))  # fmt: skip
+        parts = [part[:2] for batch in batches for part in batch]
+        seen = [(i.numpy().tobytes(), int(label)) for part in parts for i, label in zip(*part, strict=True)]
+        assert len(seen) == 30 and len(set(seen)) == 26
+        assert all(label_of[image] == label for image, label in seen), "an image comes with its own label"
+    counted = [p for at, images in data.share(0, 1) for p in at.tolist()]
+    assert sorted(counted) == [i for i in range(30) if i not in broken]
+    nothing = index_of({"a.tar": [(key, b"no image", label) for key, _, label in samples[:3]]}, tmp_path / "nothing")
+    with pytest.raises(ValueError, match=r"a\.tar: key 'image000\d' cannot be decoded"):
+        list(open_set(nothing, TRANSFORM, "streamed", 1, leave_out=True).epoch(RECIPE, 0, 0, 0, 1))
 
 
 def test_a_shard_that_changed_since_ingest_is_named(tmp_path):

@@ -10,13 +10,15 @@ import torch
 from PIL import Image
 
 from adq.fill import fill
-from adq.mae import PRESETS, fresh, patches_to_mask, psnr, reconstruct
+from adq.mae import PRESETS, fresh, patches_to_mask
 from adq.mae_training import random_masks
 from adq.mae_weights import load
 from adq.randomness import torch_generator
-from ray_jobs import ingest, mae
+from adq.reconstruction import psnr, reconstruct
+from ray_jobs import ingest, mae, mae_exam
 from ray_jobs.job import opened
-from ray_jobs.mae import Painting, Plan, held_out, run, train_mae
+from ray_jobs.mae import Painting, Plan, run, train_mae
+from ray_jobs.mae_exam import held_out
 from ray_jobs.options import Data, Place
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Stage
@@ -155,9 +157,9 @@ def test_held_out_images_that_cannot_be_decoded_are_left_out_on_demand(tmp_path)
     samples[broken] = (samples[broken][0], b"no image", samples[broken][2])
     index = index_of({"a.tar": samples}, tmp_path / "data")
     reader = ShardReader(index, FEW.config.transform, 1)
-    assert list(mae._read(reader, np.flatnonzero(out), True)) == np.flatnonzero(out)[1:].tolist()
+    assert list(mae_exam._read(reader, np.flatnonzero(out), True)) == np.flatnonzero(out)[1:].tolist()
     with pytest.raises(ValueError, match=f"{samples[broken][0]}' cannot be decoded"):
-        mae._read(reader, np.flatnonzero(out), False)
+        mae_exam._read(reader, np.flatnonzero(out), False)
 
 
 def test_one_of_twenty_images_is_held_out_whatever_else_is_there():

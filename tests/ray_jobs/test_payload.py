@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq.container import pack, split
+from adq.container import pack
+from adq.file_heads import split
 from adq.synthetic import encoded
 from palette.codec import encode
 from palette.export import samples
