@@ -34,9 +34,8 @@ class Recipe:
     mixup: float = 0.0  # alpha of Beta(alpha, alpha); 0: off; with cutmix too, each step takes one of them
     cutmix: float = 0.0
     ema: float = 0.0  # decay a step of the weights' average, which is then what training returns; 0: off
-    compile: bool = (
-        False  # the network's steps by torch.compile: seconds at the start, then faster; float32 rounds otherwise
-    )
+    compile: bool = False  # the network's steps by torch.compile: seconds at the start, then faster; rounds otherwise
+    bfloat16: bool = False  # autocast on CPUs, too, some of which are faster in it; always on CUDA
 
     def __post_init__(self):
         if (self.epochs is None) == (self.steps is None):

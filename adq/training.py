@@ -44,7 +44,9 @@ def train(
     save_every: int = 1,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Train `model` in place, with bfloat16 autocast on CUDA; with `Recipe.ema` it ends with its averaged weights.
+    """Train `model` in place; with `Recipe.ema` it ends with its averaged weights.
+
+    On CUDA, and where the recipe asks for it, with bfloat16 autocast.
 
     Each worker divides the sum of its losses by the size of the global batch, and one all-reduce sums the gradients:
     the mean over the global batch for any world, also where a worker has fewer images, or none. What stays local: batch
@@ -179,7 +181,7 @@ def _gradients(
             inputs = mixed(inputs, transform.normalise(others), own)
         # Dropout and stochastic depth draw from torch's global generators.
         draws = global_draws(seed, "layers", epoch, position, rank, device=device)
-        with draws, torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
+        with draws, _precision(recipe, device):
             logits = model(inputs).float()
         if recipe.mixes:
             labels = mixed_labels(labels, their_labels, own, logits.shape[1])
@@ -192,6 +194,11 @@ def _gradients(
             parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
         _exchange([loss, *(parameter.grad for parameter in model.parameters())], dist.all_reduce)
     return loss.item()
+
+
+def _precision(recipe: Recipe, device: str) -> torch.autocast:
+    on_cuda = device.startswith("cuda")
+    return torch.autocast("cuda" if on_cuda else "cpu", torch.bfloat16, enabled=on_cuda or recipe.bfloat16)
 
 
 def _augmented(images: Tensor, recipe: Recipe, draw: tuple[int, int, int], positions: Tensor, count: int) -> Tensor:

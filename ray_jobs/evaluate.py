@@ -61,6 +61,7 @@ class Evaluation:
         False,
         "torch.compile for the networks: seconds at the start of a worker, then faster steps; needs a C++ compiler there.",
     )
+    bfloat16: bool = option(False, "Train in bfloat16 on CPUs, too: faster on those that have instructions for it.")
     labels: str = option(
         "hard",
         f"What is trained on: hard labels, soft ones (logits, a .{SOFT} member of each sample), or both, a row each. Tests count "
@@ -97,7 +98,9 @@ class Evaluation:
             if (self.epochs, self.steps) != (None, None):
                 recipe = replace(recipe, epochs=self.epochs, steps=self.steps)
         recipe = replace(recipe, batch_size=self.train_batch) if self.train_batch else recipe
-        recipe = replace(recipe, compile=True) if self.compile else recipe
+        recipe = replace(
+            recipe, compile=recipe.compile or self.compile, bfloat16=recipe.bfloat16 or self.bfloat16
+        )  # fmt: skip
         return replace(recipe, lr=self.lr, lr_batch=0) if self.lr else recipe
 
 

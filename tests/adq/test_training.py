@@ -356,3 +356,15 @@ def test_a_compiled_network_learns_the_same_also_from_smaller_last_batches():
     assert len(losses[True]) == 9
     np.testing.assert_allclose(losses[True], losses[False], atol=1e-5)
     assert losses[True] != losses[False]  # it was compiled
+
+
+def test_bfloat16_on_a_cpu_is_near_and_learns():
+    images, losses = striped_images(32), {}
+    for bfloat16 in (False, True):
+        recipe, found = Recipe(steps=60, batch_size=16, lr=0.05, augment="none", bfloat16=bfloat16), []
+        model = run(network(), images, recipe, on_step=lambda _, loss, found=found: found.append(loss))
+        assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+        assert correct(model, images, np.arange(32), TRANSFORM, "cpu").mean() > 0.9
+        losses[bfloat16] = found
+    assert losses[True] != losses[False]
+    np.testing.assert_allclose(losses[True][:5], losses[False][:5], rtol=0.02)

@@ -124,10 +124,9 @@ def decibel(error: float) -> float:
     return 10 * math.log10(255**2 / error)
 
 
-def top1(images: np.ndarray, labels: np.ndarray, test: TensorImages, wanted: argparse.Namespace, seed: int) -> float:
+def top1(images: np.ndarray, labels: np.ndarray, test: TensorImages, network: str, recipe: Recipe, seed: int) -> float:
     """In per cent, of a network trained on images; seeds draw weights, order and augmentation."""
-    network, side = f"convnet-d{wanted.depth}-w{wanted.width}", images.shape[1]
-    recipe = Recipe(steps=wanted.steps, lr=wanted.lr, batch_size=64, augment=wanted.augment, compile=wanted.compile)
+    side = images.shape[1]
     torch.manual_seed(seed_of(seed, "bench network"))
     model, transform = build(network, int(labels.max()) + 1, side), input_transform(network, side)
     batches = partial(epoch_batches, examples(torch.from_numpy(images), torch.from_numpy(labels)), recipe, seed)
@@ -257,6 +256,8 @@ def main() -> None:
     if wanted.train:
         pictures, answers = load(wanted.data, "val", 1_000)
         test = examples(sized(pictures, wanted.side), answers)
+    network = f"convnet-d{wanted.depth}-w{wanted.width}"
+    recipe = Recipe(steps=wanted.steps, lr=wanted.lr, batch_size=64, augment=wanted.augment, compile=wanted.compile)
     draw, drawn, done = None, None, {}
     for line in planned:
         if drawn != line["seed"]:
@@ -266,7 +267,9 @@ def main() -> None:
         started = time.process_time()
         if wanted.train and painted is not None:
             same = painted.tobytes()  # where one K for all is the best allocation
-            done[same] = done[same] if same in done else round(top1(painted, draw.labels, test, wanted, drawn), 3)
+            done[same] = (
+                done[same] if same in done else round(top1(painted, draw.labels, test, network, recipe, drawn), 3)
+            )
             found["top1"] = done[same]
             found["seconds_training"] = round(time.process_time() - started, 1)
         rows.append(found | line)

@@ -68,7 +68,9 @@ def load_files(folder: Path, shards: int) -> tuple[list[str], list[bytes], np.nd
 def ranker(images: Tensor, labels: Tensor, options: argparse.Namespace) -> tuple[nn.Module, InputTransform]:
     """The network whose Grad-CAM ranks patches: trained on the whole data set."""
     network, side = f"convnet-d{options.depth}-w{options.width}", images.shape[1]
-    recipe = Recipe(epochs=options.ranker_epochs, lr=options.lr, batch_size=128)
+    recipe = Recipe(
+        epochs=options.ranker_epochs, lr=options.lr, batch_size=128, compile=options.compile, bfloat16=options.bfloat16
+    )
     torch.manual_seed(seed_of(0, "ranker"))
     model, transform = build(network, int(labels.max()) + 1, side), input_transform(network, side)
     data = examples(images, labels)
@@ -215,12 +217,13 @@ def main() -> None:
     parser.add_argument("--mae", type=Path, help="weights of tests.bench.mae, for the runs of mae")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--per-class", type=int, default=500)
-    parser.add_argument("--ranker-epochs", type=int, default=5)
+    parser.add_argument("--ranker-epochs", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--augment", default="crop-flip")
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--depth", type=int, default=3)
+    parser.add_argument("--bfloat16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     wanted = parser.parse_args()
     rows = read(wanted.out)
@@ -246,6 +249,11 @@ def main() -> None:
     del images
     pictures, answers = load_images(wanted.data, "val", 1_000)
     test = examples(sized(pictures, wanted.side), answers)
+    name = f"convnet-d{wanted.depth}-w{wanted.width}"
+    recipe = Recipe(
+        steps=wanted.steps, lr=wanted.lr, batch_size=64, augment=wanted.augment, compile=wanted.compile,
+        bfloat16=wanted.bfloat16,
+    )  # fmt: skip
     painter = partial(reconstruct, load_mae(wanted.mae), device="cpu") if wanted.mae else None
     draw = None
     for line in planned:
@@ -255,7 +263,7 @@ def main() -> None:
         found, whole = draw.run(line["run"], line["theta"], painter)
         found["seconds"] = round(time.process_time() - started, 1)
         labels = draw.labels[: len(whole)]
-        found["top1"] = round(top1(whole.numpy(), labels, test, wanted, line["seed"]), 3)
+        found["top1"] = round(top1(whole.numpy(), labels, test, name, recipe, line["seed"]), 3)
         rows.append(found | line)
         with wanted.out.open("a") as out:
             out.write(json.dumps(rows[-1], sort_keys=True) + "\n")
