@@ -5,7 +5,6 @@ any order of shards and any number of restarts.
 """
 
 import hashlib
-import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,15 +51,6 @@ def global_draws(seed: int, purpose: str, *names: object, device: str = "cpu") -
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(seed_of(seed, purpose, *names))
         yield
-
-
-def make_repeatable(threads: int) -> None:
-    """In this process, the same work gives the same bits, as far as torch can."""
-    import torch
-
-    torch.set_num_threads(threads)
-    os.environ["CUBLAS_WORKSPACE_CONFIG"] = ":4096:8"  # without it, sums on a GPU do not repeat
-    torch.use_deterministic_algorithms(True, warn_only=True)
 
 
 def key_order(keys: list[str], seed: int, purpose: str) -> np.ndarray:

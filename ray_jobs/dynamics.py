@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from adq.dynamics import Dynamics, short_run
 from adq.extractor import input_transform
-from adq.randomness import make_repeatable
+from adq.process import settle
 from adq.training import default_recipe
 from ray_jobs.actors import map_actors
 from ray_jobs.classifier import Classifier
@@ -38,7 +38,7 @@ class Watcher:
     device: str
 
     def ready(self, _shared: list) -> None:
-        make_repeatable(self.threads)
+        settle(self.threads)
 
     def work(self, _shared: list) -> Part:
         classifier = self.classifier

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from adq.extractor import InputTransform, input_transform
 from adq.models import build
+from adq.process import settle
 from adq.shards import locate
 from adq.training import correct
 from palette.experts import ExpertRecipe, train_expert
@@ -108,8 +109,7 @@ class Trainer:
     """An actor that holds the real images and trains experts on them, one after the other."""
 
     def __init__(self, plan: Plan):
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        settle(plan.threads)
         self.plan, self.images = plan, None
 
     def ready(self, _shared: list) -> None:

@@ -13,6 +13,7 @@ import torch
 from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
+from adq.process import settle
 from adq.shards import DataSet, chunks, read_samples
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.frozen import network, shared_weights
@@ -52,8 +53,7 @@ class FeatureActor:
     """An actor with the backbone on its device."""
 
     def __init__(self, plan: Plan):
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        settle(plan.threads)
         self.plan = plan
         self.extractor = None
         self.threads = ThreadPoolExecutor(max(1, plan.decoders))

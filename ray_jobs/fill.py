@@ -18,6 +18,7 @@ from adq import patches
 from adq.fill import FILLERS, fill
 from adq.mae import MAE
 from adq.mae_weights import from_bytes
+from adq.process import settle
 from adq.reconstruction import reconstruct
 from adq.shards import DataSet, absolute, chunks, file_info, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
@@ -69,8 +70,7 @@ class Filler:
     """An actor that fills the gaps of a shard's images."""
 
     def __init__(self, plan: Plan):
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        settle(plan.threads)
         self.plan = plan
         self.model: MAE | None = None
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from adq.randomness import make_repeatable, torch_generator
+from adq.process import keep_freed_memory, settle
+from adq.randomness import torch_generator
 from adq.training import TensorImages, correct, epoch_batches, train
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.classifier import Classifier, Note
@@ -58,7 +59,7 @@ class Trainer:
         self.opened = Opened(plan, threads)
 
     def ready(self, _shared: list) -> None:
-        make_repeatable(self.member.threads)
+        settle(self.member.threads)
 
     def work(self, _shared: list, what: Training | tuple[Classifier, ...]) -> Note | list[Rate]:
         if isinstance(what, tuple):
@@ -91,6 +92,7 @@ def rates(job: "Job", plan: Plan, classifiers: Sequence[Classifier], gpus_each: 
         return found[0]
     before = torch.get_num_threads()
     torch.set_num_threads(job.compute.threads)
+    keep_freed_memory()  # as the workers do
     try:
         return [rate(classifier, job.device) for classifier in classifiers]
     finally:

@@ -16,6 +16,7 @@ from PIL import Image
 from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
+from adq.process import settle
 from adq.randomness import numpy_generator
 from adq.rded import rded
 from adq.shards import DataSet, absolute, read_ranges, tar_bytes
@@ -87,8 +88,7 @@ class Observer:
     """An actor with the trained network on its device."""
 
     def __init__(self, plan: Plan):
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        settle(plan.threads)
         self.plan, self.model = plan, None
         self.pool = ThreadPoolExecutor(max(1, plan.decoders))
 

@@ -15,6 +15,7 @@ from PIL import Image
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage, decode
 from adq.patches import grid
+from adq.process import settle
 from adq.saliency import grad_cam, patch_saliency, whole_input
 from adq.shards import DataSet, read_ranges
 from palette.encodings import resized
@@ -52,8 +53,7 @@ class SaliencyActor:
     """An actor with the backbone on its device."""
 
     def __init__(self, plan: Plan):
-        torch.set_num_threads(plan.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        settle(plan.threads)
         self.plan, self.model = plan, None
         self.pool = ThreadPoolExecutor(max(1, plan.decoders))
 

@@ -23,7 +23,7 @@ from ray.train.v2._internal.callbacks.placement_group_callback import PlacementG
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
 
-from adq.randomness import make_repeatable
+from adq.process import settle
 from adq.shards import filesystem
 from ray_jobs.stages import Stage
 
@@ -210,7 +210,7 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
 
 def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:
     """What Ray Train runs on each worker."""
-    make_repeatable(group.threads)
+    settle(group.threads)
     device = str(ray.train.torch.get_device()) if group.device == "cuda" else "cpu"
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()

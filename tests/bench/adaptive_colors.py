@@ -28,6 +28,7 @@ import torch
 
 from adq.extractor import input_transform
 from adq.models import build
+from adq.process import keep_freed_memory
 from adq.randomness import numpy_generator, seed_of
 from adq.rded import resized
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
@@ -238,6 +239,7 @@ def main() -> None:
     if wanted.table:
         return print(table(rows))
     torch.set_num_threads(wanted.threads)
+    keep_freed_memory()
     not_in_key = ("out", "table", "data", "runs", "colors", "seeds", "first_seed", "threads")
     settings = {name: value for name, value in vars(wanted).items() if name not in not_in_key}
     settings |= {"data": wanted.data.name, "choices": list(wanted.choices)}

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adq.models import ConvNet
+from adq.process import keep_freed_memory
 from adq.randomness import seed_of, torch_generator
 from palette.augment import Draws, augment, draw
 from palette.network import full_colour, normalise
@@ -80,6 +81,7 @@ def main() -> None:
     wanted = parser.parse_args()
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
+        keep_freed_memory()
     config = Distillation(
         images_per_class=wanted.images_per_class, batch_real=wanted.batch, depth=wanted.depth, width=wanted.width,
         mode="none", start="random", compiled=wanted.compile,

@@ -36,6 +36,7 @@ from adq.fill import FILLERS, fill
 from adq.images import decode
 from adq.mae_weights import load as load_mae
 from adq.models import build
+from adq.process import keep_freed_memory
 from adq.randomness import numpy_generator, seed_of
 from adq.recipe import Recipe
 from adq.reconstruction import reconstruct
@@ -232,6 +233,7 @@ def main() -> None:
     if not wanted.mae and any("mae" in run for run in wanted.runs):
         parser.error("runs of mae need --mae FILE; or name other --runs")
     torch.set_num_threads(1)
+    keep_freed_memory()
     not_in_key = ("out", "table", "data", "runs", "theta", "seeds", "mae")
     settings = {name: value for name, value in vars(wanted).items() if name not in not_in_key}
     settings |= {"data": wanted.data.name}

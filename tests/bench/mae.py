@@ -29,6 +29,7 @@ from adq.mae import BASES, MAE, PRESETS, fresh, patches_to_mask
 from adq.mae_training import MAERecipe, random_masks, train
 from adq.mae_weights import to_bytes
 from adq.patches import grid
+from adq.process import keep_freed_memory
 from adq.randomness import torch_generator
 from adq.reconstruction import psnr, reconstruct
 
@@ -103,6 +104,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="a file for the weights")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()
     images, tests = load(options.data, "train"), load(options.data, "val")
     steps = options.steps
     if steps is None:

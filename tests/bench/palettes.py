@@ -33,6 +33,7 @@ from torch import Tensor
 
 from adq.extractor import input_transform
 from adq.models import build
+from adq.process import keep_freed_memory
 from adq.randomness import seed_of
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
 from palette.distill import Distilled, distill
@@ -245,6 +246,7 @@ def main() -> None:
         parser.error("give --out FILE, or --pictures DIR")
     if wanted.threads:
         torch.set_num_threads(wanted.threads)
+        keep_freed_memory()
     if wanted.pictures:
         from tests.bench.palettes_pictures import pictures  # the only part that needs matplotlib
 

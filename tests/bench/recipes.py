@@ -18,6 +18,7 @@ import torch
 
 from adq.extractor import input_transform
 from adq.models import build
+from adq.process import keep_freed_memory
 from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
 from ray_jobs import recipe_files
@@ -79,6 +80,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+        keep_freed_memory()
     recipe = wanted_recipe(options)
     data = examples(*load(options.data, "train", options.shards))
     test = examples(*load(options.data, "val", len(list(options.data.glob("*val-*.tar")))))

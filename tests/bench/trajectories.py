@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from adq.extractor import FeatureExtractor, InputTransform, input_transform
 from adq.graphcut import graphcut_bins
 from adq.models import build
+from adq.process import keep_freed_memory
 from adq.randomness import global_draws, numpy_generator
 from adq.recipe import Recipe
 from adq.texture import texture_level
@@ -87,6 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.threads:
         torch.set_num_threads(options.threads)
+        keep_freed_memory()
     data = examples(*load(options.data, "train", options.shards))
     transform = input_transform(options.arch, data.images.shape[-1])
     recipe = Recipe(steps=options.steps, lr=0.05, compile=options.compile)

@@ -1,0 +1,49 @@
+"""Freed memory stays with the process, and arithmetic is settled before the first tensor."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from adq.process import keep_freed_memory, settle
+
+FAULTS = """
+import resource, sys
+import numpy as np
+from adq.process import keep_freed_memory
+kept = keep_freed_memory() if sys.argv[1] == "keep" else True
+def touch():
+    np.empty(40_000_000, np.uint8).fill(1)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    touch()
+print(int(kept), resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")
+def test_memory_that_is_kept_is_not_mapped_again():
+    faults = {}
+    for way in ("keep", "give back"):
+        said = subprocess.run([sys.executable, "-c", FAULTS, way], capture_output=True, text=True, check=True).stdout
+        kept, faults[way] = map(int, said.split())
+        assert kept
+    assert faults["keep"] < 100 < faults["give back"]
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch):
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())
+    assert keep_freed_memory() is False
+
+
+def test_settled_arithmetic_is_deterministic_on_so_many_threads():
+    threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    try:
+        settle(1)
+        assert torch.get_num_threads() == 1 and torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(deterministic)
