@@ -13,10 +13,10 @@ from adq.training import TensorImages
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 
 
-def load(folder: Path, split: str, shards: int) -> tuple[Tensor, Tensor]:
-    """Images uint8 [N, S, S, 3] and labels int64 [N] of the first shards, in the order of their keys."""
+def load(folder: Path, split: str, shards: int, first: int = 0) -> tuple[Tensor, Tensor]:
+    """Images uint8 [N, S, S, 3] and labels int64 [N] of so many shards from the `first` on, in the order of their keys."""
     found: dict[str, dict[str, bytes]] = {}
-    for path in sorted(folder.glob(f"*{split}-*.tar"))[:shards]:
+    for path in sorted(folder.glob(f"*{split}-*.tar"))[first : first + shards]:
         with tarfile.open(path) as archive:
             for member in archive:
                 key, _, extension = member.name.partition(".")
