@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adq.augmentation import crop_draws
 from adq.randomness import torch_generator
 from adq.recipe import Recipe
 
@@ -29,6 +30,13 @@ class ImageSet(Protocol):
 
     def batch(self, indices: np.ndarray) -> Tensor:
         """uint8 [B, 3, S, S] of the images at int64 [B] positions."""
+
+
+class CroppableImageSet(ImageSet, Protocol):
+    """Images that are decoded on access, so that boxes can be cut from the whole of them."""
+
+    def batch(self, indices: np.ndarray, draws: Tensor | None = None) -> Tensor:
+        """As `ImageSet.batch`; with `draws` of `adq.augmentation.crop_draws`, a box of each image."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +74,12 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    images: ImageSet, recipe: Recipe, seed: int, epoch: int, rank: int = 0, world: int = 1
+    images: ImageSet, recipe: Recipe, seed: int, epoch: int, rank: int = 0, world: int = 1, crop: bool = False
 ) -> Iterator[Batch]:
     """What worker `rank` of `world` trains on in an epoch: every image once, in an order of (seed, epoch) alone.
+
+    Args:
+        crop: random resized crops are cut here, from a `CroppableImageSet`.
 
     Yields:
         `steps_per_epoch` batches for every world: slice [rank::world] of each global batch.
@@ -79,4 +90,12 @@ def epoch_batches(
     for start in range(0, len(order), recipe.batch_size):
         whole = order[start : start + recipe.batch_size]
         mine = whole[rank::world]
-        yield images.batch(mine), torch.from_numpy(labels[mine]), len(whole)
+        given = (
+            images.batch(mine, crops_of(seed, epoch, start, len(whole), rank, world)) if crop else images.batch(mine)
+        )
+        yield given, torch.from_numpy(labels[mine]), len(whole)
+
+
+def crops_of(seed: int, epoch: int, start: int, count: int, rank: int, world: int) -> Tensor:
+    """A worker's draws of random resized crops in the global batch of `count` images that begins at `start`."""
+    return crop_draws(count, torch_generator(seed, "crop", epoch, start))[rank::world]

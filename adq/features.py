@@ -9,8 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from adq.augmentation import crop_boxes
 from adq.extractor import FeatureExtractor, InputTransform
-from adq.images import decode, resize_and_crop
+from adq.images import cut, decode, resize_and_crop
 from adq.randomness import numpy_generator
 from adq.texture import REC_601, texture_level
 
@@ -36,9 +37,17 @@ class Features(NamedTuple):
     texture: np.ndarray  # float32 [B], eq. 3
 
 
-def load(data: bytes, transform: InputTransform) -> torch.Tensor:
-    """An image file at the backbone's input resolution: uint8 [3, S, S]. Raises adq.images.UndecodableImage."""
-    return torch.from_numpy(resize_and_crop(decode(data), transform.resize, transform.crop, transform.interpolation))
+def load(data: bytes, transform: InputTransform, draw: torch.Tensor | None = None) -> torch.Tensor:
+    """An image file at the backbone's input resolution: uint8 [3, S, S]. Raises adq.images.UndecodableImage.
+
+    Args:
+        draw: one of `adq.augmentation.crop_draws`: a random resized crop of the whole image instead of its central square.
+    """
+    image = decode(data)
+    if draw is None:
+        return torch.from_numpy(resize_and_crop(image, transform.resize, transform.crop, transform.interpolation))
+    box = crop_boxes(draw[None], image.width / image.height)[:, 0].tolist()
+    return torch.from_numpy(cut(image, box, transform.crop, transform.interpolation))
 
 
 def augmented(images: torch.Tensor, keys: Sequence[str], view: View, seed: int) -> torch.Tensor:

@@ -95,6 +95,28 @@ def header_size(data: bytes) -> tuple[int, int]:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
 
 
+def cut(
+    image: Image.Image, box: tuple[float, float, float, float], side: int, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """A box of an image, resized to a square, antialiased.
+
+    Args:
+        box: top, left, height and width as shares of the image's height and width.
+
+    Returns:
+        uint8 [3, side, side], contiguous.
+    """
+    top, left, height, width = box
+    corners = (
+        left * image.width,
+        top * image.height,
+        min((left + width) * image.width, image.width),
+        min((top + height) * image.height, image.height),
+    )
+    image = image.resize((side, side), RESAMPLING[interpolation], box=corners)
+    return np.ascontiguousarray(np.asarray(image, dtype=np.uint8).transpose(2, 0, 1))
+
+
 def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: str = "bilinear") -> np.ndarray:
     """Shorter side to `resize`, then the central `crop` x `crop` square.
 

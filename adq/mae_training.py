@@ -46,8 +46,8 @@ class MAERecipe:
             raise ValueError(f"need lr > 0, weight_decay >= 0 and clip_norm >= 0: got {self}")
         if not 0 < self.mask_ratio < 1:
             raise ValueError(f"mask_ratio {self.mask_ratio}: the share of an image that is hidden lies between 0 and 1")
-        if self.augment not in ("flip", *AUGMENTATIONS):
-            raise ValueError(f"augment is one of flip, {', '.join(AUGMENTATIONS)}, not {self.augment!r}")
+        if self.augment not in AUGMENTATIONS:
+            raise ValueError(f"augment is one of {', '.join(AUGMENTATIONS)}, not {self.augment!r}")
 
     def lr_at(self, step: int) -> float:
         """Learning rate of step 0 <= `step` < steps."""
@@ -197,12 +197,8 @@ def _gradients(
 
 
 def _augmented(images: Tensor, recipe: MAERecipe, draw: tuple[int, int], positions: Tensor, count: int) -> Tensor:
-    """The images at `positions` of a global batch of `count`; "flip" mirrors half of them and adds no border to any."""
-    generator = torch_generator(draw[0], "augment", draw[1])
-    if recipe.augment != "flip":
-        return augment(images, recipe.augment, generator, positions, count)
-    flip = (torch.rand(count, generator=generator)[positions] < 0.5).to(images.device)
-    return torch.where(flip[:, None, None, None], images.flip(3), images)
+    """The images at `positions` of a global batch of `count`."""
+    return augment(images, recipe.augment, torch_generator(draw[0], "augment", draw[1]), positions, count)
 
 
 @torch.no_grad()

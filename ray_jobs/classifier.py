@@ -1,18 +1,20 @@
 """A classifier, trained and tested by the workers of a group: what the backbone's weights and evaluation share."""
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import nn
 
+from adq.augmentation import RESIZED_CROP
 from adq.extractor import InputTransform
 from adq.models import LARGE_SIDE, SMALL, build
 from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, steps_per_epoch, train
-from ray_jobs.loading import Held, Streamed
+from ray_jobs.loading import Held
+from ray_jobs.streaming import Streamed
 
 if TYPE_CHECKING:  # it loads Ray Train, which not every worker needs
     from ray_jobs.workers import Member
@@ -95,11 +97,12 @@ def fit(
             member.keep({"identity": identity, "training": training, "losses": losses})
             kept = time.monotonic()
 
+    crop = recipe.augment == RESIZED_CROP and data.croppable
     train(
         model,
-        lambda epoch: data.epoch(recipe, classifier.seed, epoch, member.rank, member.world),
+        lambda epoch: data.epoch(recipe, classifier.seed, epoch, member.rank, member.world, crop),
         steps_per_epoch(len(data.labels), recipe.batch_size),
-        recipe,
+        replace(recipe, augment="flip") if crop else recipe,
         classifier.transform,
         classifier.seed,
         member.device,

@@ -23,9 +23,10 @@ from ray_jobs.classifier import Note as Epochs
 from ray_jobs.distilled import as_table
 from ray_jobs.experts import Network, trajectory
 from ray_jobs.ingest import Index
-from ray_jobs.loading import Held, interval, open_set
+from ray_jobs.loading import Held, open_set
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.streaming import interval
 from ray_jobs.workers import Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers

@@ -210,7 +210,7 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
         payload = payload_bytes(one.index, one.rows.positions if one.rows else None, one.soft)
         for arch in options.archs(job.device):
             transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
-            how, rows = _held(one, transform, options.memory)
+            how, rows = _held(one, transform, options.memory, recipe.augment)
             test_how[side] = how_to_hold(test, transform, options.memory)
             for seed in one.seeds:
                 classifier = Classifier(arch, len(test.classes), options.width, transform, recipe, seed)
@@ -226,13 +226,13 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
     return Plan(tuple(trainings), replace(test), test_how)
 
 
-def _held(wanted: Wanted, transform: InputTransform, memory: float) -> tuple[str, Rows | None]:
+def _held(wanted: Wanted, transform: InputTransform, memory: float, augment: str) -> tuple[str, Rows | None]:
     """How a worker holds a set; a part of one is read by itself where the whole would not fit."""
     soft_classes = len(wanted.index.classes) if wanted.soft else 0
-    how = how_to_hold(wanted.index, transform, memory, soft_classes)
+    how = how_to_hold(wanted.index, transform, memory, soft_classes, augment)
     if wanted.rows is None or how != "streamed":
         return how, wanted.rows
-    how = how_to_hold(wanted.rows, transform, memory, soft_classes)
+    how = how_to_hold(wanted.rows, transform, memory, soft_classes, augment)
     if how == "streamed":
         raise ValueError(
             f"{wanted.name}: {wanted.rows.images:,} images, {wanted.rows.image_bytes / 1e9:.1f} GB, do not fit into --memory "

@@ -1,10 +1,9 @@
 """Training data from shards: in memory, decoded or encoded, or streamed where a set is larger than the memory for it.
 
-In memory, images lie in the order of the index, so the order of the shards never matters. A stream reads whole shards:
-worker r of w takes an interval of the concatenated samples of an epoch's seeded order of shards.
+In memory, images lie in the order of the index, so the order of the shards never matters.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adq.augmentation import RESIZED_CROP
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage
-from adq.randomness import numpy_generator, torch_generator
 from adq.training import Batch, ImageSet, Recipe, TensorImages, epoch_batches
 from ray_jobs.ingest import Index
 from ray_jobs.shard_reader import Encoded, ShardReader
+from ray_jobs.streaming import SHARE_BATCH, Streamed, ahead, interval
 
 MEMORY_GB = 4.0  # of images in one worker; a constant, since what a machine has free must not decide results
-SHUFFLE = 4096  # encoded images in the shuffle buffer of a stream
-SHARE_BATCH = 256
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,11 +39,18 @@ class Rows:
 
 
 def how_to_hold(
-    what: Index | Rows, transform: InputTransform, memory_gb: float = MEMORY_GB, soft_classes: int = 0
+    what: Index | Rows,
+    transform: InputTransform,
+    memory_gb: float = MEMORY_GB,
+    soft_classes: int = 0,
+    augment: str = "none",
 ) -> str:
-    """decoded, encoded or streamed: the first for which the images, and soft labels of so many classes, fit into `memory_gb`."""
+    """decoded, encoded or streamed: the first for which the images, and soft labels of so many classes, fit into `memory_gb`.
+
+    Random resized crops are cut from whole images, so that sets that are trained on with them are not held decoded.
+    """
     budget = memory_gb * 1e9 - what.images * 4 * soft_classes
-    if what.images * 3 * transform.crop**2 <= budget:
+    if what.images * 3 * transform.crop**2 <= budget and augment != RESIZED_CROP:
         return "decoded"
     return "encoded" if what.image_bytes <= budget else "streamed"
 
@@ -70,8 +75,8 @@ class EncodedImages:
     def __len__(self) -> int:
         return len(self.samples)
 
-    def batch(self, indices: np.ndarray) -> Tensor:
-        return self.reader.decoded([self.samples[i] for i in indices], self._pool)
+    def batch(self, indices: np.ndarray, draws: Tensor | None = None) -> Tensor:
+        return self.reader.decoded([self.samples[i] for i in indices], self._pool, draws)
 
 
 @dataclass(frozen=True)
@@ -86,9 +91,15 @@ class Held:
     def labels(self) -> np.ndarray:
         return self.images.labels
 
-    def epoch(self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int) -> Iterator[Batch]:
-        """The batches of an epoch for one worker: see `adq.training.epoch_batches`."""
-        batches = epoch_batches(self.images, recipe, seed, epoch, rank, world)
+    @property
+    def croppable(self) -> bool:
+        return isinstance(self.images, EncodedImages)
+
+    def epoch(
+        self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int, crop: bool = False
+    ) -> Iterator[Batch]:
+        """The batches of an epoch for one worker: see `adq.batches.epoch_batches`."""
+        batches = epoch_batches(self.images, recipe, seed, epoch, rank, world, crop)
         return batches if isinstance(self.images, TensorImages) else ahead(batches)
 
     def take(self, rows: np.ndarray) -> "Held":
@@ -113,111 +124,6 @@ class Held:
         for start in range(0, len(mine), SHARE_BATCH):
             positions = mine[start : start + SHARE_BATCH]
             yield positions, self.images.batch(positions)
-
-
-@dataclass(frozen=True)
-class Streamed:
-    """A set that is read from its shards anew in each epoch; its soft labels are, too: `labels` are always the hard ones.
-
-    Nobody knows before which images cannot be decoded, and every worker must take every step: where they may be left out, the
-    image that the worker decoded last stands in for each of them.
-    """
-
-    reader: ShardReader
-    leave_out: bool = False
-    dropped = 0
-
-    @property
-    def labels(self) -> np.ndarray:
-        return self.reader.labels
-
-    @property
-    def keys(self) -> list[str]:
-        return self.reader.keys
-
-    def epoch(self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int) -> Iterator[Batch]:
-        """The batches of an epoch for one worker: sizes as in `adq.training.epoch_batches`, every image once."""
-        total, size = len(self.labels), recipe.batch_size
-        counts = [min(size, total - start) for start in range(0, total, size)]
-        sizes = np.array([[len(range(r, count, world)) for count in counts] for r in range(world)])
-        first = int(sizes[:rank].sum())
-        shards = sorted(self.reader.positions)
-        order = torch.randperm(len(shards), generator=torch_generator(seed, "shards", epoch)).tolist()
-        samples = self._between([shards[i] for i in order], first, first + int(sizes[rank].sum()))
-        shuffled = _shuffled(samples, numpy_generator(seed, "shuffle", epoch, rank))
-        return ahead(self._batches(shuffled, sizes[rank].tolist(), counts))
-
-    def _batches(self, samples: Iterator[Encoded], sizes: list[int], counts: list[int]) -> Iterator[Batch]:
-        with ThreadPoolExecutor(self.reader.threads) as pool:
-            last: list[Encoded] = []
-            for size, count in zip(sizes, counts, strict=True):
-                batch = list(islice(samples, size))
-                batch, images = self._decoded(batch, last, pool)
-                last = batch[-1:] or last
-                yield images, self.reader.batch_labels(batch), count
-
-    def _decoded(
-        self, batch: list[Encoded], last: list[Encoded], pool: ThreadPoolExecutor
-    ) -> tuple[list[Encoded], Tensor]:
-        """A batch and its images, the sample before it in the place of each that is left out; before the first is `last`."""
-        try:
-            return batch, self.reader.decoded(batch, pool)
-        except ValueError:
-            if not self.leave_out:
-                raise
-        there = list(
-            zip(batch, pool.map(lambda sample: isinstance(self.reader.decode(sample), Tensor), batch), strict=True)
-        )
-        good = [*last, *(sample for sample, decodes in there if decodes)]
-        out = good[:1]
-        for sample, decodes in there:
-            out.append(sample if decodes or not good else out[-1])
-        batch = out[1:] if good else batch
-        return batch, self.reader.decoded(batch, pool)
-
-    def _between(self, shards: Iterable[str], first: int, last: int) -> Iterator[Encoded]:
-        """Samples `first` to `last` of the concatenated shards; shards outside are not opened."""
-        start = 0
-        for shard in shards:
-            size = len(self.reader.positions[shard])
-            inside = max(first - start, 0), min(last - start, size)
-            if inside[0] < inside[1]:
-                yield from self.reader.encoded(shard, *inside)
-            start += size
-
-    def share(self, rank: int, world: int, every: int = 1) -> Iterator[tuple[np.ndarray, Tensor]]:
-        """As `Held.share`; the worker's interval is one of the shards' order."""
-        samples = self._between(sorted(self.reader.positions), *interval(len(self.labels), rank, world))
-        wanted = (sample for sample in samples if sample.position % every == 0)
-        with ThreadPoolExecutor(self.reader.threads) as pool:
-            while batch := list(islice(wanted, SHARE_BATCH)):
-                if self.leave_out:
-                    images = pool.map(self.reader.decode, batch)
-                    batch = [s for s, image in zip(batch, images, strict=True) if isinstance(image, Tensor)]
-                yield np.array([sample.position for sample in batch]), self.reader.decoded(batch, pool)
-
-
-def interval(count: int, rank: int, world: int) -> tuple[int, int]:
-    """The contiguous interval of worker `rank`: intervals are disjoint, cover `count`, and differ by at most one."""
-    return rank * count // world, (rank + 1) * count // world
-
-
-def _shuffled(samples: Iterator[Encoded], generator: np.random.Generator) -> Iterator[Encoded]:
-    held = list(islice(samples, SHUFFLE))
-    for sample in samples:
-        at = int(generator.integers(len(held)))
-        held[at], sample = sample, held[at]
-        yield sample
-    yield from (held[i] for i in generator.permutation(len(held)))
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; while one is used, a thread makes the next."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = thread.submit(next, batches, None)
-            yield batch
 
 
 def open_set(

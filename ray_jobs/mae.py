@@ -17,13 +17,14 @@ from adq.patches import grid
 from adq.shards import absolute, locate
 from ray_jobs.classifier import SPEAK_SECONDS
 from ray_jobs.ingest import Index
-from ray_jobs.loading import Held, Streamed, how_to_hold, open_set, order_kind
+from ray_jobs.loading import Held, how_to_hold, open_set, order_kind
 from ray_jobs.mae_exam import SERIES, SHOWN, Exam, Rest, held_out, opened_exam, picture
 from ray_jobs.options import Compute, Data, Place, option
 from ray_jobs.progress import Progress
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store
+from ray_jobs.streaming import Streamed
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
+from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
@@ -153,16 +153,16 @@ class ShardReader:
         if given < len(expected):
             raise ValueError(f"{join(self.index.data.root, shard)}: changed since ingest; run again to ingest it anew")
 
-    def decode(self, sample: Encoded) -> Tensor | UndecodableImage:
-        """uint8 [3, S, S], or why there is none."""
+    def decode(self, sample: Encoded, draw: Tensor | None = None) -> Tensor | UndecodableImage:
+        """uint8 [3, S, S], or why there is none; with a `draw` of `adq.augmentation.crop_draws`, of a box of the image."""
         try:
-            return load(sample.image, self.transform)
+            return load(sample.image, self.transform, draw)
         except UndecodableImage as error:
             return error
 
-    def decoded(self, samples: Sequence[Encoded], pool: ThreadPoolExecutor) -> Tensor:
-        """uint8 [b, 3, S, S]. Raises ValueError for an undecodable image, with its key and shard."""
-        images = list(pool.map(self.decode, samples))
+    def decoded(self, samples: Sequence[Encoded], pool: ThreadPoolExecutor, draws: Tensor | None = None) -> Tensor:
+        """uint8 [b, 3, S, S], of boxes where there are `draws`. Raises ValueError for an undecodable image: its key and shard."""
+        images = list(pool.map(self.decode, samples, repeat(None) if draws is None else draws))
         pairs = zip(samples, images, strict=True)
         self.check({sample.position: image for sample, image in pairs if not isinstance(image, Tensor)})
         return torch.stack(images) if images else torch.zeros((0, 3, *[self.transform.crop] * 2), dtype=torch.uint8)

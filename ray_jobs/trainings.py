@@ -11,9 +11,10 @@ import pyarrow as pa
 from adq.training import steps_per_epoch
 from ray_jobs.classifier import Classifier, Note, count_correct, fit
 from ray_jobs.ingest import Index
-from ray_jobs.loading import Held, Rows, Streamed, open_set
+from ray_jobs.loading import Held, Rows, open_set
 from ray_jobs.stages import Stage
 from ray_jobs.store import canonical_json, parquet_table
+from ray_jobs.streaming import Streamed
 
 if TYPE_CHECKING:  # it loads Ray Train, which not every worker needs
     from ray_jobs.workers import Member

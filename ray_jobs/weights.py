@@ -140,7 +140,7 @@ def _train(job: "Job", index: Index, arch: str, side: int, epochs: int, workers:
     transform = input_transform(arch, side)
     recipe = default_recipe(arch, side, epochs)
     classifier = Classifier(arch, len(index.classes), 0, transform, recipe, seed)
-    how = how_to_hold(index, transform)
+    how = how_to_hold(index, transform, augment=recipe.augment)
     stage = Stage(
         job.store, "weights", VERSION,
         inputs={"index": index.manifest.content},

@@ -442,7 +442,7 @@ def test_wrong_options_say_so():
         ({"steps": 0}, "steps and batch_size"),
         ({"lr": 0.0}, "lr > 0"),
         ({"mask_ratio": 1.0}, r"mask_ratio 1\.0"),
-        ({"augment": "spin"}, "one of flip"),
+        ({"augment": "spin"}, "augment is one of"),
     ):
         with pytest.raises(ValueError, match=message):
             replace(RECIPE, **wrong)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from adq import training
-from adq.augmentation import augment
+from adq.augmentation import AUGMENTATIONS, augment
 from adq.extractor import input_transform
 from adq.models import build
 from adq.randomness import torch_generator
@@ -109,7 +109,7 @@ def test_epochs_and_seeds_have_their_own_order():
     assert len(set(orders)) == 4
 
 
-@pytest.mark.parametrize("kind", ["crop-flip", "resized-crop-flip", "none"])
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 @pytest.mark.parametrize("world", [2, 3])
 def test_augmentation_of_an_image_does_not_depend_on_the_world(kind, world):
     images = torch.randint(0, 256, (11, 3, 16, 16), dtype=torch.uint8, generator=torch_generator(0, "pixels"))

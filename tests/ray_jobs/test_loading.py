@@ -1,18 +1,32 @@
 import dataclasses
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from adq.augmentation import RESIZED_CROP, crop_boxes, crop_draws
 from adq.extractor import input_transform
 from adq.features import load
+from adq.images import cut
+from adq.randomness import torch_generator
 from adq.training import Recipe
-from ray_jobs import loading
-from ray_jobs.loading import Held, Streamed, how_to_hold, interval, open_set
+from ray_jobs import streaming
+from ray_jobs.loading import Held, how_to_hold, open_set
+from ray_jobs.streaming import Streamed, interval
 from tests.ray_jobs.images import drawn, index_of
 
 TRANSFORM = input_transform("convnet-d3", 32)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
 RECIPE = Recipe(epochs=1, batch_size=7)
 WORLDS = pytest.mark.parametrize("world", [1, 2, 3])
 WAYS = pytest.mark.parametrize("how", ["decoded", "encoded", "streamed"])
@@ -29,7 +43,7 @@ def uneven(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
-    monkeypatch.setattr(loading, "SHUFFLE", 6)
+    monkeypatch.setattr(streaming, "SHUFFLE", 6)
 
 
 def positions(data: Held | Streamed, images: torch.Tensor) -> list[int]:
@@ -164,3 +178,47 @@ def test_a_set_is_held_as_memory_allows(uneven):
     assert how_to_hold(uneven, TRANSFORM, 1) == "decoded"
     assert how_to_hold(uneven, large, 1e-3) == "encoded"
     assert how_to_hold(uneven, large, 1e-6) == "streamed"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_random_resized_crops_are_cut_from_whole_images(tmp_path, world):
+    """A wide image with a mark at its left end, which the central square does not show."""
+    wide = np.full((32, 96, 3), 40, np.uint8)
+    wide[:, :8] = 255
+    samples = [(f"image{i:04d}", png(wide), i % 3) for i in range(60)]
+    index = index_of({"a.tar": samples[:40], "b.tar": samples[40:]}, tmp_path / "data")
+    recipe = Recipe(epochs=1, batch_size=7, augment=RESIZED_CROP)
+    assert how_to_hold(index, TRANSFORM, 1, augment=RESIZED_CROP) == "encoded"
+    found = {}
+    for how in ("encoded", "streamed"):
+        data = open_set(index, TRANSFORM, how, 2)
+        assert data.croppable
+        for crop in (False, True):
+            parts = [[batch[0] for batch in data.epoch(recipe, 0, 3, rank, world, crop)] for rank in range(world)]
+            found[how, crop] = [image.numpy() for part in parts for images in part for image in images]
+            assert len(found[how, crop]) == 60
+    assert all(image.max() == 40 for how in ("encoded", "streamed") for image in found[how, False])
+    # All images are the same, so that only the boxes differ, which are those of the places in the batches.
+    assert np.array_equal(found["encoded", True], found["streamed", True])
+    marked = sum(image.max() > 200 for image in found["encoded", True])
+    assert 5 < marked < 40
+
+
+def test_a_crop_of_everything_is_the_image_resized():
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8))
+    whole = np.asarray(picture.resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    assert np.array_equal(cut(picture, (0.0, 0.0, 1.0, 1.0), 16), whole)
+    right = np.asarray(picture.crop((20, 0, 40, 24)).resize((16, 16), Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+    # The filter reaches beyond the box where there is more of the image.
+    assert np.array_equal(cut(picture, (0.0, 0.5, 1.0, 0.5), 16)[:, :, 1:], right[:, :, 1:])
+
+
+@pytest.mark.parametrize("aspect", [0.4, 0.75, 1.0, 1.5, 4.0])
+def test_boxes_have_the_area_and_the_ratio_that_were_drawn(aspect):
+    boxes = crop_boxes(crop_draws(2000, torch_generator(0, "boxes")), aspect).double()
+    top, left, height, width = boxes
+    assert all(bool((side >= 0).all() and (side <= 1).all()) for side in boxes)
+    assert float((top + height).max()) <= 1 + 1e-6 and float((left + width).max()) <= 1 + 1e-6
+    area, ratio = height * width, width * aspect / height
+    assert float(area.min()) > 0.0799 and float(area.max()) <= 1 + 1e-6
+    assert float(ratio.min()) > 3 / 4 - 1e-4 and float(ratio.max()) < 4 / 3 + 1e-4

@@ -11,7 +11,7 @@ import torch
 from adq.container import pack
 from adq.images import decode
 from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
-from ray_jobs import loading
+from ray_jobs import streaming
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Rows, how_to_hold, open_set
@@ -54,7 +54,7 @@ def held_out(tmp_path_factory) -> Index:
 
 @pytest.fixture(autouse=True)
 def small_buffer(monkeypatch):
-    monkeypatch.setattr(loading, "SHUFFLE", 6)
+    monkeypatch.setattr(streaming, "SHUFFLE", 6)
 
 
 @WAYS
