@@ -12,7 +12,7 @@ from ray_jobs.figures import BLUE, DPI, GREEN, GREY, INK, ORANGE, WIDTH, bare, l
 if TYPE_CHECKING:
     from ray_jobs.comparison import Cell
 
-COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", INK)
+COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", INK, "#8C564B", "#882255", "#117733", "#AA4499")
 MARKERS = "osD^vPX"
 
 
@@ -28,7 +28,7 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
     beside = "random" in methods and len(methods) > 1
     fig = Figure((WIDTH * 1.2, 5.4), dpi=DPI, layout=layout())
     axes = fig.subplots(1, 2 if beside else 1, squeeze=False)[0]
-    spread = 0.5 / max(1, len(methods))
+    spread = 0.24 / max(1, len(methods))
     for number, method in enumerate(methods):
         mine = [cell for cell in found if cell.method == method]
         at = np.array([place[cell.keep] for cell in mine]) + spread * (number - (len(methods) - 1) / 2)

@@ -1,0 +1,76 @@
+"""The runs behind results/claims.md as lines of JSON, and their table and figure.
+
+    python -m tests.bench.claims --lines tests/bench/results/claims.jsonl [--add NAME=FOLDER ...] [--figures FOLDER]
+
+FOLDER is the --out of a `ray_jobs compare`; NAME says which data they are of. Without anything else, the tables are printed.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from ray_jobs.comparison import Cell, Outcome, cells
+from ray_jobs.comparison_figures import accuracy_over_keep
+
+KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
+
+
+def lines_of(name: str, folder: Path) -> list[dict]:
+    """A line a training, without its bit for every test image."""
+    rows = pq.read_table(folder / "runs.parquet").to_pylist()
+    return [{"data": name} | {key: row[key] for key in KEPT if key in row} for row in rows]
+
+
+def outcome(line: dict) -> Outcome:
+    return Outcome(**{key: line[key] for key in KEPT}, payload=0, gpu_seconds=0.0)
+
+
+def as_lines(found: list[Cell]) -> str:
+    """Markdown."""
+    rows = ["| keep | method | images | top-1, % | over random | over DQ | moved | seeds |"]
+    rows.append("|--:|---|--:|--:|--:|--:|--:|--:|")
+    for cell in found:
+        over = [_points(*pair) if pair[0] == pair[0] else "" for pair in (cell.over_random, cell.over_dq)]
+        cells_of = [
+            f"{100 * cell.keep:.3g} %",
+            cell.method,
+            f"{cell.images:,}",
+            _points(cell.mean, cell.half_interval).lstrip("+"),
+        ]
+        moved = f"{cell.moved:.1%}" if cell.method.startswith("adq") else ""
+        rows.append(f"| {' | '.join([*cells_of, *over, moved, str(cell.seeds)])} |")
+    return "\n".join(rows)
+
+
+def _points(mean: float, half: float) -> str:
+    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--lines", type=Path, required=True)
+    parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--figures", type=Path)
+    wanted = parser.parse_args()
+    found = [json.loads(line) for line in wanted.lines.read_text().splitlines()] if wanted.lines.exists() else []
+    for entry in wanted.add:
+        name, _, folder = entry.partition("=")
+        found += lines_of(name, Path(folder))
+    found = list(
+        {json.dumps([line[key] for key in ("data", "arch", "method", "keep", "seed")]): line for line in found}.values()
+    )
+    wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
+    for name in dict.fromkeys(line["data"] for line in found):
+        done = [outcome(line) for line in found if line["data"] == name]
+        print(f"{name}\n\n{as_lines(cells(done))}\n")
+        if wanted.figures:
+            wanted.figures.mkdir(parents=True, exist_ok=True)
+            for arch in dict.fromkeys(one.arch for one in done):
+                mine = [cell for cell in cells(done) if cell.arch == arch]
+                accuracy_over_keep(mine, f"{name}, {arch}").savefig(wanted.figures / f"claims_{name}.png")
+
+
+if __name__ == "__main__":
+    main()
