@@ -54,6 +54,33 @@ def energy(pool: Pool, total: int, seed: int, power: float = 1.0) -> np.ndarray:
     )  # fmt: skip
 
 
+def head_of(pool: Pool, mine: np.ndarray, count: int, depth: float) -> np.ndarray:
+    """The places in a class of the first share of its GraphCut order, ascending."""
+    order = np.lexsort((pool.ranks[mine], pool.bins[mine]))
+    return np.sort(order[: max(count, math.ceil(depth * len(mine)))])
+
+
+def head_energy(pool: Pool, total: int, seed: int, depth: float = 0.6) -> np.ndarray:
+    """`energy` inside the head of the GraphCut order."""
+
+    def pick(mine: np.ndarray, count: int) -> np.ndarray:
+        head = head_of(pool, mine, count, depth)
+        return head[greedy(distances(pool.embeddings[mine[head]]), count)]
+
+    return by_class(pool, total, seed, pick)
+
+
+def head_herding(pool: Pool, total: int, seed: int, depth: float = 0.6) -> np.ndarray:
+    """Herding inside the head of the GraphCut order."""
+
+    def pick(mine: np.ndarray, count: int) -> np.ndarray:
+        head = head_of(pool, mine, count, depth)
+        unit = pool.embeddings[mine[head]] / np.linalg.norm(pool.embeddings[mine[head]], axis=1, keepdims=True)
+        return head[greedy(-(unit @ unit.T).astype(np.float64), count)]
+
+    return by_class(pool, total, seed, pick)
+
+
 def greedy(cost: np.ndarray, count: int) -> np.ndarray:
     """Each pick is near to all on the mean, and far from the picks before it."""
     to_all, to_picks, picks = cost.mean(axis=1, dtype=np.float64), np.zeros(len(cost)), []
@@ -71,7 +98,9 @@ def distances(rows: np.ndarray) -> np.ndarray:
     return np.sqrt(np.maximum(2 - 2 * (unit @ unit.T).astype(np.float64), 0))
 
 
-CANDIDATES: dict[str, Callable] = {"kernel-herding": kernel_herding, "energy": energy}
+CANDIDATES: dict[str, Callable] = {
+    "kernel-herding": kernel_herding, "energy": energy, "head-energy": head_energy, "head-herding": head_herding,
+}  # fmt: skip
 
 
 class Development:
