@@ -102,12 +102,13 @@ def facility_location(pool: Pool, total: int, seed: int) -> np.ndarray:
     check(pool, total, "embeddings", direction=True)
 
     def pick(mine: np.ndarray, count: int) -> np.ndarray:
-        return _lazy_greedy(similarities(exact_rows(pool.embeddings[mine], unit=True)), count)
+        return lazy_greedy(similarities(exact_rows(pool.embeddings[mine], unit=True)), count)
 
     return by_class(pool, total, seed, pick)
 
 
-def _lazy_greedy(similarity: np.ndarray, count: int) -> np.ndarray:
+def lazy_greedy(similarity: np.ndarray, count: int) -> np.ndarray:
+    """Facility location's picks, int64 [count], from similarities float32 [n, n] of at least 0."""
     covered, picks = np.zeros(len(similarity), dtype=np.float32), []
     heap = [(-gain, row) for row, gain in enumerate(similarity.sum(axis=1, dtype=np.float64).tolist())]
     heapq.heapify(heap)

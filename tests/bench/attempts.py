@@ -24,6 +24,7 @@ import torch
 from adq.batches import TensorImages, epoch_batches, steps_per_epoch
 from adq.coresets import METHODS
 from adq.extractor import FeatureExtractor, InputTransform, input_transform
+from adq.geometry_coresets import lazy_greedy
 from adq.graphcut import graphcut_bins
 from adq.models import build
 from adq.pool import Pool, by_class
@@ -52,6 +53,16 @@ def energy(pool: Pool, total: int, seed: int, power: float = 1.0) -> np.ndarray:
     return by_class(
         pool, total, seed, lambda mine, count: greedy(distances(pool.embeddings[mine]) ** power, count)
     )  # fmt: skip
+
+
+def facility(pool: Pool, total: int, seed: int, width: float = 1.0) -> np.ndarray:
+    """Facility location whose similarity is a Gaussian of the distance, `width` times the median distance of the class wide."""
+
+    def pick(mine: np.ndarray, count: int) -> np.ndarray:
+        squares = distances(pool.embeddings[mine]) ** 2
+        return lazy_greedy(np.exp(-squares / (2 * width**2 * np.median(squares))).astype(np.float32), count)
+
+    return by_class(pool, total, seed, pick)
 
 
 def head_of(pool: Pool, mine: np.ndarray, count: int, depth: float) -> np.ndarray:
@@ -100,6 +111,7 @@ def distances(rows: np.ndarray) -> np.ndarray:
 
 CANDIDATES: dict[str, Callable] = {
     "kernel-herding": kernel_herding, "energy": energy, "head-energy": head_energy, "head-herding": head_herding,
+    "facility": facility,
 }  # fmt: skip
 
 
