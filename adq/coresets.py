@@ -18,6 +18,7 @@ from adq.pool import Pool, by_class, check, class_totals
 from adq.prefix import prefix
 from adq.prototypes import prototypes, prototypes_easy
 from adq.sampling import class_table, draw
+from adq.support_points import support_points
 
 __all__ = ["METHODS", "Method", "Pool", "class_totals"]
 
@@ -90,6 +91,7 @@ METHODS: dict[str, Method] = {
     "graphcut": _method(graphcut, "embeddings", False, GRAPHCUT),
     "graphcut-global": _method(graphcut_global, "embeddings", False, GRAPHCUT),
     "prefix": _method(prefix, "bins", True, "ours: a stratified draw from the head of the GraphCut order"),
+    "support-points": _method(support_points, "embeddings bins", False, "ours, of Mak and Joseph, 2018"),
     "herding": _method(herding, "embeddings", False, "Welling, ICML 2009; Rebuffi et al., CVPR 2017, arXiv 1611.07725"),
     "k-centre": _method(k_centre, "embeddings", False, "Sener and Savarese, ICLR 2018, arXiv 1708.00489"),
     "moderate": _method(moderate, "embeddings", False, "Xia et al., ICLR 2023"),

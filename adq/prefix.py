@@ -31,13 +31,30 @@ def prefix(pool: Pool, total: int, seed: int, depth: float | None = None) -> np.
         int64 [total], class after class, each in the order of its draw. Raises ValueError as `adq.pool.check`, or for such a depth.
     """
     check(pool, total, "bins", "ranks")
-    depth = depth_at(total / len(pool.keys)) if depth is None else depth
-    if not 0 < depth <= 1:
-        raise ValueError(f"depth {depth}: expected a share of the order, above 0 and up to 1")
+    depth = depth_at(total / len(pool.keys)) if depth is None else check_depth(depth)
 
     def pick(mine: np.ndarray, count: int) -> np.ndarray:
-        order = np.lexsort((pool.ranks[mine], pool.bins[mine]))
-        head = np.sort(order[: max(count, math.ceil(depth * len(mine)))])
-        return head[key_order([pool.keys[i] for i in mine[head]], seed, "draw")[:count]]
+        rows = head(pool, mine, count, depth)
+        return rows[key_order([pool.keys[i] for i in mine[rows]], seed, "draw")[:count]]
 
     return by_class(pool, total, seed, pick)
+
+
+def head(pool: Pool, mine: np.ndarray, count: int, depth: float) -> np.ndarray:
+    """The first share of a class in GraphCut order, at least `count` images.
+
+    Args:
+        mine: int64 [n], the positions of its images.
+
+    Returns:
+        Places in `mine`, ascending.
+    """
+    order = np.lexsort((pool.ranks[mine], pool.bins[mine]))
+    return np.sort(order[: max(count, math.ceil(depth * len(mine)))])
+
+
+def check_depth(depth: float) -> float:
+    """Raises ValueError for what is no share of an order."""
+    if not 0 < depth <= 1:
+        raise ValueError(f"depth {depth}: expected a share of the order, above 0 and up to 1")
+    return depth

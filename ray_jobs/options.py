@@ -112,7 +112,9 @@ class Selection:
     score_norm: str = option("minmax", "How scores are brought to one scale over the bins.", ("minmax", "zscore"))
     alpha: float = option(0.65, "Weight of the importance: 0 is exactly DQ, 1 is importance alone.")
     allocation: str = option("share", "share respects --keep; literal is eq. 10 as printed; code is the published code's rule.", ALLOCATIONS)  # fmt: skip
-    depth: float = option(0.0, "Share of the GraphCut order from which prefix draws; 0: wider, the more is kept.")
+    depth: float = option(
+        0.0, "Share of the GraphCut order from which prefix draws and support-points picks; 0: wider, the more is kept."
+    )
     balance: str = option(
         "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
 VERSION = 2
+OF_THE_HEAD = ("prefix", "support-points")  # of each class's GraphCut order: --depth
 BY_BINS = ("adq", *CONTROLS, "dq")  # a quota for every bin, and a draw inside
 
 
@@ -76,7 +77,7 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
         config |= {"balance": selection.balance}
     if method in ("adq", *CONTROLS):
         config |= {"alpha": selection.alpha, "allocation": selection.allocation}
-    if method == "prefix":
+    if method in OF_THE_HEAD:
         config |= {"depth": selection.depth or "by the keep ratio"}
     inputs = {"index": index.manifest.content} | seen.contents(method)
     stage = Stage(job.store, "sample", VERSION, inputs, config)
@@ -102,7 +103,7 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
             chosen = draw(pool.keys, number, pool.labels, quota, selection.seed)
         else:
             chosen = np.zeros(len(pool.keys), dtype=bool)
-            settings = {"depth": selection.depth} if method == "prefix" and selection.depth else {}
+            settings = {"depth": selection.depth} if method in OF_THE_HEAD and selection.depth else {}
             chosen[METHODS[method].function(pool, kept(selection.keep, len(pool.keys)), selection.seed, **settings)] = (
                 True
             )

@@ -1,6 +1,6 @@
 """The confirmatory analysis of a comparison: see PROTOCOL.md beside it.
 
-    python -m tests.bench.confirm --runs FOLDER [FOLDER ...] [--method prefix] [--over random dq]
+    python -m tests.bench.confirm --runs FOLDER [FOLDER ...] [--method support-points] [--over random dq]
 
 FOLDERs are those of `ray_jobs compare --out`. The endpoint is the mean difference over all keep ratios of a folder; intervals come
 from a bootstrap over seeds and test images, p-values are adjusted by Holm over all questions (folders times baselines).
@@ -34,7 +34,7 @@ def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=Path, nargs="+", required=True)
-    parser.add_argument("--method", default="prefix")
+    parser.add_argument("--method", default="support-points")
     parser.add_argument("--over", nargs="+", default=["random", "dq"])
     parser.add_argument("--arch")
     parser.add_argument("--draws", type=int, default=10_000)
