@@ -2,8 +2,8 @@
 
 Two ideas, each of which helped alone where it was developed (tests/bench/PROTOCOL.md). The tail of the GraphCut order holds what
 is odd in a class, of which little can be learnt when little is kept: it is left out. And a random draw from the head covers it
-unevenly: support points (Mak and Joseph, Annals of Statistics 2018) are picked so that they are distributed like the head itself, by
-the energy distance (Szekely and Rizzo, 2013) between picks x_1 ... x_k and the head Y,
+unevenly: support points (Mak and Joseph, Annals of Statistics 2018) are picked so that they are distributed like the head, by the
+energy distance (Szekely and Rizzo, 2013) between picks x_1 ... x_k and the head Y,
 
     2 E |x - y| - E |x - x'| - E |y - y'|,
 
