@@ -12,6 +12,8 @@ line a run, and lines that are there are skipped:
     random+harmonic, ...    the same, of patches drawn by chance
     fewer                   as many of the files as take the bytes of what Grad-CAM left
     jpeg, webp              all images, of the highest quality that takes no more bytes than that
+    masks, random+masks     no images: how often a small network, shown which patches were dropped and nothing else, tells the
+                            class of the last third of the images after it saw the others
 """
 
 import argparse
@@ -49,7 +51,7 @@ from tests.bench.palettes_data import load as load_images
 from tests.bench.palettes_table import interval, read
 
 FILLED = (*FILLERS, "mae")
-RUNS = ("full", *FILLED, *(f"random+{filler}" for filler in FILLED), "fewer", "jpeg", "webp")
+RUNS = ("full", *FILLED, *(f"random+{filler}" for filler in FILLED), "fewer", "jpeg", "webp", "masks", "random+masks")
 QUALITIES = range(95, 0, -1)
 RANKED = 256  # images that are ranked together
 
@@ -130,6 +132,20 @@ class Draw:
                 return files
         raise ValueError(f"no quality of {codec} takes {budget:,} bytes or less")
 
+    def told_by_masks(self, theta: int, by_chance: bool) -> float:
+        """Top-1 in per cent on the last third of the images."""
+        saliency = self.by_chance if by_chance else self.ranked
+        masks = torch.from_numpy(np.stack([patches.keep_mask(s, theta / 100).ravel() for s in saliency])).float()
+        labels, seen = torch.from_numpy(self.labels), len(masks) * 2 // 3
+        torch.manual_seed(seed_of(self.seed, "masks"))
+        model = nn.Sequential(nn.Linear(masks.shape[1], 64), nn.ReLU(), nn.Linear(64, len(self.names)))
+        optimizer = torch.optim.Adam(model.parameters(), 1e-2, weight_decay=1e-3)
+        for _ in range(300):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(masks[:seen]), labels[:seen]).backward()
+            optimizer.step()
+        return 100 * float((model(masks[seen:]).argmax(dim=1) == labels[seen:]).float().mean())
+
     def run(self, name: str, theta: int | None, painter: Callable | None) -> tuple[dict, Tensor]:
         """What a line says of the stored images, and what networks are trained on: uint8 [n, S, S, 3]."""
         if name == "full":
@@ -194,6 +210,8 @@ def table(rows: Sequence[dict]) -> str:
             f"{statistics.fmean(share):.1f}" if share else "", f"{mean:.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}"),
             _over(each, full), _over(each, found.get((settings, theta, "harmonic"), {})), str(len(each)),
         ]  # fmt: skip
+        if run.endswith("masks"):  # of which no network of the others was trained
+            cells[3:5], cells[6:8] = ["", ""], ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -262,10 +280,14 @@ def main() -> None:
         if draw is None or draw.seed != line["seed"]:
             draw = Draw(data, wanted.per_class, line["seed"], network, wanted.side)
         started = time.process_time()
-        found, whole = draw.run(line["run"], line["theta"], painter)
-        found["seconds"] = round(time.process_time() - started, 1)
-        labels = draw.labels[: len(whole)]
-        found["top1"] = round(top1(whole.numpy(), labels, test, name, recipe, line["seed"]), 3)
+        if line["run"].endswith("masks"):
+            found = {"images": len(draw.files), "bytes": 0}
+            found["top1"] = round(draw.told_by_masks(line["theta"], line["run"] != "masks"), 3)
+        else:
+            found, whole = draw.run(line["run"], line["theta"], painter)
+            found["seconds"] = round(time.process_time() - started, 1)
+            labels = draw.labels[: len(whole)]
+            found["top1"] = round(top1(whole.numpy(), labels, test, name, recipe, line["seed"]), 3)
         rows.append(found | line)
         with wanted.out.open("a") as out:
             out.write(json.dumps(rows[-1], sort_keys=True) + "\n")
