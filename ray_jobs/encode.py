@@ -125,6 +125,8 @@ class Encoder:
             return encode(files, self.plan.encoding, self._saliency(keys, files, ranked))
         except UndecodableImage:
             errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
+            if not errors:
+                raise
             good = [i for i in range(len(files)) if i not in errors]
             made = iter(self._encoded([keys[i] for i in good], [files[i] for i in good], ranked) if good else ())
             return [errors[i] if i in errors else next(made) for i in range(len(files))]
