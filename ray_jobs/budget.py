@@ -25,36 +25,36 @@ def parse_budgets(text: str) -> list[int]:
 
 
 def images_that_fit(
-    budget: int, most: int, bytes_of: Callable[[int], int], least: int = 1, close: float = CLOSE
+    budget: int, most: int, bytes_of: Callable[[int], int], least: int = 1, close: float = CLOSE, first: int = 0
 ) -> int:
     """How many images fit.
 
     Args:
         most: images that there are. bytes_of: the payload of so many images, which grows with their number, nearly in proportion.
         least: images below which there is no set, such as one a class. close: share of the budget that may be left over; 0: not
-            one image more fits.
+            one image more fits. first: the number to begin with, where it can be guessed: a good one saves calls.
 
     Raises:
         ValueError: not even `least` images fit; says what they take.
     """
-    known = {least: bytes_of(least)}
-    if known[least] > budget:
-        raise ValueError(f"{least:,} images take {known[least]:,} bytes: more than the budget of {budget:,}")
-    low, high = least, most + 1  # low fits, high does not, or is one too many
-    guess = min(most, 16 * least)
+    known = {0: 0}
+    low, high = least - 1, most + 1  # low fits or is too few, high does not fit or is one too many
+    guess = first or 16 * least
     while high - low > 1:
+        guess = min(max(guess, low + 1), high - 1)
         known[guess] = bytes_of(guess)
         low, high = (guess, high) if known[guess] <= budget else (low, guess)
-        if budget - known[low] <= close * budget:
+        if low >= least and budget - known[low] <= close * budget:
             break
         # A little below, so that the answer is approached from the side that fits.
         guess = _next(budget * (1 - close / 4), low, high, most, known)
+    if low < least:
+        raise ValueError(f"{least:,} images take {known[least]:,} bytes: more than the budget of {budget:,}")
     return low
 
 
 def _next(budget: float, low: int, high: int, most: int, known: dict[int, int]) -> int:
-    """Along the line through the two sizes that lie nearest to the budget, strictly between `low` and `high`."""
+    """Along the line through the two sizes that lie nearest to the budget."""
     one, other = sorted(known, key=lambda count: (abs(known[count] - budget), count))[:2]
     slope = (known[other] - known[one]) / (other - one)
-    wanted = one + (budget - known[one]) / slope if slope > 0 else (low + min(high, most)) / 2
-    return min(max(round(wanted), low + 1), high - 1)
+    return round(one + (budget - known[one]) / slope if slope > 0 else (low + min(high, most)) / 2)

@@ -76,7 +76,10 @@ class Copies:
         def rows(count: int) -> Rows:
             return selected.of(variant, count / total, seed)[0]
 
-        count = images_that_fit(budget, total, lambda count: self.guess(storage, rows(count).positions), least)
+        first = int(budget * total / self.guess(storage, np.arange(total)))
+        count = images_that_fit(
+            budget, total, lambda count: self.guess(storage, rows(count).positions), least, first=first
+        )
         while (payload := self.payload(storage, (found := rows(count)).positions)) > budget:
             if count == least:
                 raise ValueError(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")

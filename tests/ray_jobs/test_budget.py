@@ -39,6 +39,11 @@ def test_a_budget_is_filled_and_never_exceeded(seed):
     assert total[found] <= budget
     assert found == most or budget - total[found] <= CLOSE * budget or total[found + 1] > budget
     assert len(asked) == len(set(asked)) <= 12
+    asked.clear()
+    guessed = images_that_fit(budget, most, bytes_of, first=round(budget * most / total[-1]))
+    assert total[guessed] <= budget
+    assert guessed == most or budget - total[guessed] <= CLOSE * budget or total[guessed + 1] > budget
+    assert len(asked) <= 8
     exact = images_that_fit(budget, most, bytes_of, close=0.0)
     assert total[exact] <= budget and (exact == most or total[exact + 1] > budget)
     assert len(asked) <= 40
