@@ -7,14 +7,13 @@ step belong to the global batch, of which worker r of w holds the positions r, r
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from adq.augmentation import AUGMENTATIONS, augment
 from adq.batches import Batch
+from adq.collectives import adopt, check_world, on_cpu, own_positions, restore, total_gradients
 from adq.mae import MAE, MAEConfig, mask_to_patches, normalised_base, patches_to_mask, patchify
 from adq.randomness import torch_generator
 
@@ -122,21 +121,16 @@ def train(
             does not fit the network.
         RuntimeError: world > 1 without a process group.
     """
-    if world > 1 and not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(f"training with {world} workers needs torch.distributed: call init_process_group first")
+    check_world(world)
     recipe.block_of(model.config)
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
     run = {"recipe": asdict(recipe), "config": asdict(model.config), "seed": seed}
     step, epoch = 0, 0
     if start is not None:
-        if different := [name for name in run if start[name] != run[name]]:
-            raise ValueError(f"the checkpoint is of another run: it differs in {', '.join(different)}")
-        model.load_state_dict(start["model"])
-        optimizer.load_state_dict(start["optimizer"])
-        step, epoch = start["step"], start["epoch"]
+        step, epoch = restore(start, run, model, optimizer)
     if world > 1:
-        _exchange(list(model.parameters()), partial(dist.broadcast, src=0))
+        adopt(list(model.parameters()))
     while step < recipe.steps:
         before = step
         for batch in batches(epoch):
@@ -159,7 +153,7 @@ def train(
         epoch += 1
         if save is not None and (epoch % save_every == 0 or step == recipe.steps):
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save(epoch, _on_cpu(state) | run | {"step": step, "epoch": epoch})
+            save(epoch, on_cpu(state) | run | {"step": step, "epoch": epoch})
 
 
 def _optimizer(model: MAE, recipe: MAERecipe) -> torch.optim.Optimizer:
@@ -174,11 +168,7 @@ def _gradients(
 ) -> float:
     """Leaves the gradient of the global batch's mean loss in every parameter, and returns that loss."""
     images, _, count = batch
-    positions = torch.arange(count)[rank::world]
-    if len(images) != len(positions):
-        raise ValueError(
-            f"worker {rank} of {world} got {len(images)} images of a global batch of {count}, expected {len(positions)}"
-        )
+    positions = own_positions(count, rank, world, len(images))
     model.zero_grad(set_to_none=True)
     loss = torch.zeros((), device=device)
     if len(images):
@@ -189,31 +179,10 @@ def _gradients(
         loss = masked_error(model, images, known, recipe.bfloat16 or device.startswith("cuda")).sum() / count
         loss.backward()
     if world > 1:
-        loss = loss.detach()
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        _exchange([loss, *(parameter.grad for parameter in model.parameters())], dist.all_reduce)
+        loss = total_gradients(model, loss)
     return loss.item()
 
 
 def _augmented(images: Tensor, recipe: MAERecipe, draw: tuple[int, int], positions: Tensor, count: int) -> Tensor:
     """The images at `positions` of a global batch of `count`."""
     return augment(images, recipe.augment, torch_generator(draw[0], "augment", draw[1]), positions, count)
-
-
-@torch.no_grad()
-def _exchange(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> None:
-    """Apply a collective to all tensors in place, as one message."""
-    message = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    collective(message)
-    for tensor, part in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
-def _on_cpu(value: object) -> object:
-    """A copy of nested dictionaries and lists with their tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return [_on_cpu(item) for item in value] if isinstance(value, list) else value

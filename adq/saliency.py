@@ -1,6 +1,8 @@
-"""How much the patches of an image say about its class: Grad-CAM of a trained network; and the control, chance."""
+"""Which patches of an image matter: by what they say about its class, Grad-CAM of a trained network; by what the others say of
+them, without a class or a network; and the control, chance.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -8,8 +10,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adq.extractor import InputTransform
+from adq.fill import fill
 from adq.images import RESAMPLING
 from adq.models import ConvNet, zoo
+from adq.patch_layout import spread
+from adq.patches import grid
 from adq.randomness import numpy_generator
 
 
@@ -185,3 +190,43 @@ def whole_input(image: Image.Image, transform: InputTransform) -> Tensor:
 def random_saliency(key: str, rows: int, columns: int, seed: int) -> np.ndarray:
     """The control: patches ranked by chance. float64 [rows, columns] in [0, 1), drawn for (seed, key) alone."""
     return numpy_generator(seed, "patch saliency", key).random((rows, columns))
+
+
+def fill_error(images: Sequence[Image.Image]) -> list[np.ndarray]:
+    """How badly each patch is restored by harmonic interpolation from those beside it: what can be guessed need not be stored.
+
+    Unlike Grad-CAM of the true class, the choice knows nothing of the label. Patches are restored in two goes, like the black and
+    the white squares of a board, so that those beside a patch are known.
+
+    Args:
+        images: RGB, of any sizes; images of one size share their work.
+
+    Returns:
+        float64 [rows, columns] for each image, of its `grid`: the mean squared error over pixels and channels; 0 of a patch that is
+        the whole image.
+
+    Raises:
+        ValueError: an image too large for `grid`.
+    """
+    by_size: dict[tuple[int, int], list[int]] = {}
+    for number, image in enumerate(images):
+        by_size.setdefault((image.height, image.width), []).append(number)
+    found: dict[int, np.ndarray] = {}
+    for size, numbers in by_size.items():
+        pixels = torch.from_numpy(np.stack([np.asarray(images[number]) for number in numbers]))
+        found.update(zip(numbers, _board_error(pixels, *size), strict=True))
+    return [found[number] for number in range(len(images))]
+
+
+def _board_error(pixels: Tensor, height: int, width: int) -> np.ndarray:
+    """float64 [B, rows, columns] of uint8 [B, H, W, 3]."""
+    place = grid(height, width)
+    squares = np.add.outer(np.arange(place.rows), np.arange(place.columns)) % 2 == 0
+    error = np.zeros((len(pixels), height, width))
+    for kept in (squares, ~squares) if squares.size > 1 else ():
+        known = torch.from_numpy(spread(kept, place.side)[:height, :width]).expand(pixels.shape[:3])
+        error += (fill(pixels, known).double() - pixels).square().mean(dim=3).numpy()
+    edges = [np.arange(0, length, place.side) for length in (height, width)]
+    sums = np.add.reduceat(np.add.reduceat(error, edges[0], axis=1), edges[1], axis=2)
+    sides = [np.diff(edge, append=length) for edge, length in zip(edges, (height, width), strict=True)]
+    return sums / np.outer(*sides)

@@ -7,7 +7,6 @@ gradient of a step belong to the global batch, of which worker r of w holds the 
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from adq.augmentation import augment, erase
 from adq.batches import Batch, ImageSet, TensorImages, epoch_batches, hard_labels, steps_per_epoch
+from adq.collectives import adopt, check_world, exchange, on_cpu, own_positions, restore, total_gradients
 from adq.extractor import InputTransform
 from adq.mixing import mixed, mixed_labels, neighbours, own_share
 from adq.randomness import global_draws, numpy_generator, torch_generator
@@ -68,20 +68,15 @@ def train(
         ValueError: `batches` does not give what it should, or `start` belongs to another run.
         RuntimeError: world > 1 without a process group.
     """
-    if world > 1 and not (dist.is_available() and dist.is_initialized()):
-        raise RuntimeError(f"training with {world} workers needs torch.distributed: call init_process_group first")
+    check_world(world)
     model.to(device, memory_format=torch.channels_last if device.startswith("cuda") else torch.preserve_format).train()
     optimizer = _optimizer(model, recipe)
     run = {"recipe": asdict(recipe), "seed": seed, "steps_per_epoch": steps_per_epoch}
     step, epoch = 0, 0
     if start is not None:
-        if different := [name for name in run if start[name] != run[name]]:
-            raise ValueError(f"the checkpoint is of another run: it differs in {', '.join(different)}")
-        model.load_state_dict(start["model"])
-        optimizer.load_state_dict(start["optimizer"])
-        step, epoch = start["step"], start["epoch"]
+        step, epoch = restore(start, run, model, optimizer)
     if world > 1:
-        _exchange([*model.parameters(), *_statistics(model).values()], partial(dist.broadcast, src=0))
+        adopt([*model.parameters(), *_statistics(model).values()])
     weights = model.state_dict()  # the tensors themselves, which steps change in place
     average = {name: tensor.clone() for name, tensor in weights.items()} if recipe.ema else {}
     if start is not None:
@@ -116,13 +111,13 @@ def train(
         if world > 1:
             statistics = _statistics(model)
             both = [*statistics.values(), *(average[name] for name in statistics if name in average)]
-            _exchange(both, dist.all_reduce)
+            exchange(both, dist.all_reduce)
             for statistic in both:
                 statistic /= world
         if save is not None and (epoch % save_every == 0 or step == total):
             state = {"model": weights, "optimizer": optimizer.state_dict()}
             state |= {"average": average} if average else {}
-            save(epoch, {**run, "epoch": epoch, "step": step, **_on_cpu(state)})
+            save(epoch, {**run, "epoch": epoch, "step": step, **on_cpu(state)})
     if average:
         model.load_state_dict(average)
 
@@ -162,12 +157,7 @@ def _gradients(
 ) -> float:
     """Leaves the gradient of the global batch's mean loss in every parameter, and returns that loss."""
     images, labels, count = batch
-    positions = torch.arange(count)[rank::world]
-    if len(images) != len(positions) or len(labels) != len(positions):
-        raise ValueError(
-            f"worker {rank} of {world} got {len(images)} images and {len(labels)} labels of a global batch of {count}, "
-            f"expected {len(positions)}"
-        )
+    positions = own_positions(count, rank, world, len(images), len(labels))
     seed, epoch, position = draw
     images, labels = _augmented(images.to(device), recipe, draw, positions, count), labels.to(device)
     if recipe.mixes:  # workers without images take part, too
@@ -189,10 +179,7 @@ def _gradients(
         loss = F.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing) / count
         loss.backward()
     if world > 1:
-        loss = loss.detach()
-        for parameter in model.parameters():
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        _exchange([loss, *(parameter.grad for parameter in model.parameters())], dist.all_reduce)
+        loss = total_gradients(model, loss)
     return loss.item()
 
 
@@ -216,26 +203,6 @@ def _augmented(images: Tensor, recipe: Recipe, draw: tuple[int, int, int], posit
 
 def _statistics(model: nn.Module) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if buffer.is_floating_point()}
-
-
-@torch.no_grad()
-def _exchange(tensors: list[Tensor], collective: Callable[[Tensor], object]) -> None:
-    """Apply a collective to all tensors in place, as one message."""
-    if not tensors:
-        return
-    message = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    collective(message)
-    for tensor, part in zip(tensors, message.split([tensor.numel() for tensor in tensors]), strict=True):
-        tensor.copy_(part.view_as(tensor))
-
-
-def _on_cpu(value: object) -> object:
-    """A copy of nested dictionaries and lists with their tensors on the CPU."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _on_cpu(item) for key, item in value.items()}
-    return [_on_cpu(item) for item in value] if isinstance(value, list) else value
 
 
 @torch.no_grad()

@@ -18,8 +18,7 @@ from palette.initialize import quantise
 from palette.matching import chunk_size, embed
 from palette.network import WITH_NETWORK, normalise
 from palette.recipe import Distillation
-from ray_jobs.classifier import SPEAK_SECONDS, Classifier, fit
-from ray_jobs.classifier import Note as Epochs
+from ray_jobs.classifier import SPEAK_SECONDS, Classifier, Note, fit
 from ray_jobs.distilled import as_table
 from ray_jobs.experts import Network, trajectory
 from ray_jobs.ingest import Index
@@ -27,6 +26,7 @@ from ray_jobs.loading import Held, open_set
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.streaming import interval
+from ray_jobs.watch import Steps, Watch
 from ray_jobs.workers import Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
@@ -64,15 +64,6 @@ class Share:
     experts: tuple[Manifest, ...]
 
 
-@dataclass(frozen=True)
-class Note:
-    """What the first worker tells the driver."""
-
-    first: int  # the step at which this group began
-    step: int  # steps done
-    rows: tuple[tuple[int, dict[str, float]], ...]  # metrics by step, since the last note
-
-
 def _class_part(label: int) -> str:
     return f"class/{label:05d}"
 
@@ -102,7 +93,7 @@ def start(
         if not set(names) <= stage.committed().keys():
             progress = Progress("start", epochs * index.images)
 
-            def on_note(note: Epochs) -> None:
+            def on_note(note: Note) -> None:
                 progress.add(note.images, f"epoch {len(note.losses)} of {epochs}")
 
             run_group(group, _embed_images, Start(stage, index, classifier, colors, leave_out), on_note)
@@ -160,7 +151,7 @@ def distil(job: "Job", share: Share, workers: int, checkpoint_seconds: float) ->
     def work(stage: Stage) -> tuple[list[Part], dict]:
         live.append(job.child(stage.name, stage.digest, stage.config))
         if not set(names) <= stage.committed().keys():
-            run_group(group, _distil_share, share, _Watch(live[0], config.steps))
+            run_group(group, _distil_share, share, Watch("distill", live[0], config.steps))
         group.clean()
         parts = stage.committed()
         history = _history(Manifest(stage, (parts["history"],), {}, ""))
@@ -180,24 +171,6 @@ def _history(manifest: Manifest) -> list[tuple[int, dict[str, float]]]:
     return [(row.pop("step"), row) for row in manifest.table("history").to_pylist()]
 
 
-class _Watch:
-    """MLflow and the progress line, in the driver: what the first worker tells."""
-
-    def __init__(self, run: "Run", steps: int):
-        self.run, self.steps, self.first, self.done = run, steps, None, 0
-
-    def __call__(self, note: Note) -> None:
-        if note.first != self.first:
-            if note.first:
-                print(f"{'distill':<13} goes on at step {note.first:,}", flush=True)
-            self.first = self.done = note.first
-            self.progress = Progress("distill", self.steps - note.first, "steps")
-        self.run.metric_series(note.rows)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in note.rows[-1][1].items()) if note.rows else ""
-        self.progress.add(note.step - self.done, shown)
-        self.done = note.step
-
-
 def _distil_share(member: Member, plan: Share) -> None:
     """Distil this worker's classes, from the group's checkpoint, and commit them; the first worker commits the history."""
     config, index = plan.config, plan.index
@@ -208,13 +181,13 @@ def _distil_share(member: Member, plan: Share) -> None:
     first = state["distillation"]["step"] if state["distillation"] else 0
     kept = spoken = time.monotonic()
     told = len(history)
-    member.tell(Note(first, first, ()))
+    member.tell(Steps(first, first, ()))
 
     def on_step(step: int, metrics: dict[str, float]) -> None:
         nonlocal spoken, told
         history.append((step, _of_all(member, metrics, len(classes))))
         if step == config.steps or time.monotonic() - spoken >= SPEAK_SECONDS:
-            member.tell(Note(first, step, tuple(history[told:])))
+            member.tell(Steps(first, step, tuple(history[told:])))
             spoken, told = time.monotonic(), len(history)
 
     def save(step: int, distillation: dict) -> None:

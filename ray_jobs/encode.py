@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from adq.images import UndecodableImage, decode
 from adq.patches import grid
-from adq.saliency import random_saliency
+from adq.saliency import fill_error, random_saliency
 from adq.shards import DataSet, absolute, chunks, join, read_samples, tar_bytes
 from palette.encodings import Encoded, Encoding, encode, resized
 from ray_jobs import ingest, saliency, weights, write
@@ -25,8 +25,8 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, parquet_table
 from ray_jobs.write import Output
 
-VERSION = 2
-SALIENCY = ("grad-cam", "random")
+VERSION = 3
+SALIENCY = ("grad-cam", "fill-error", "random")
 BATCH = 256  # images that are encoded together
 ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images
 SCHEMA = pa.schema([
@@ -45,7 +45,12 @@ class Storage:
         "palette:COLOURS.",
         metavar="STEP+STEP",
     )
-    saliency: str = option("grad-cam", "By what patches are dropped; random is the control.", SALIENCY)
+    saliency: str = option(
+        "grad-cam",
+        "Patches are dropped in which grad-cam finds least of the class, or that the others tell best (fill-error); random is "
+        "the control.",
+        SALIENCY,
+    )
 
     def __post_init__(self):
         self.encoding()
@@ -71,7 +76,8 @@ class Plan:
     key_prefix: str
     classes: tuple[str, ...]
     encoding: Encoding
-    random_seed: int | None  # of random saliency; None: what is handed over
+    saliency: str
+    seed: int  # of random saliency
     skip_corrupt: bool
 
 
@@ -132,14 +138,18 @@ class Encoder:
             return [errors[i] if i in errors else next(made) for i in range(len(files))]
 
     def _saliency(self, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-        encoding, seed = self.plan.encoding, self.plan.random_seed
+        encoding = self.plan.encoding
         if not encoding.patches:
             return None
-        if seed is None:
+        if self.plan.saliency == "grad-cam":
             return [ranked[key] for key in keys]
         images = [resized(decode(data), encoding.resize) for _, data in files]
+        if self.plan.saliency == "fill-error":
+            return fill_error(images)
         cuts = [grid(image.height, image.width) for image in images]
-        return [random_saliency(key, cut.rows, cut.columns, seed) for key, cut in zip(keys, cuts, strict=True)]
+        return [
+            random_saliency(key, cut.rows, cut.columns, self.plan.seed) for key, cut in zip(keys, cuts, strict=True)
+        ]
 
 
 def _error(data: bytes) -> UndecodableImage | None:
@@ -166,9 +176,9 @@ def run(
         OSError: the folder cannot be written.
     """
     encoding = storage.encoding()
-    random_seed = seed if encoding.patches and storage.saliency == "random" else None
+    config = {"encode": str(encoding)} | ({"saliency": storage.saliency, "seed": seed} if encoding.patches else {})
     inputs = {"index": index.manifest.content} | ({"saliency": scores.content} if scores else {})
-    stage = Output(Store.at(out), "encode", VERSION, inputs, {"encode": str(encoding), "random_seed": random_seed})
+    stage = Output(Store.at(out), "encode", VERSION, inputs, config)
     stage.claim()
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
@@ -190,7 +200,15 @@ def run(
                 for shard in missing
             ]
             plan = Plan(
-                stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, random_seed, skip_corrupt
+                stage,
+                index.data,
+                index.image_ext,
+                index.key_prefix,
+                index.classes,
+                encoding,
+                storage.saliency,
+                seed,
+                skip_corrupt,
             )
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)

@@ -2,7 +2,8 @@
 
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -11,6 +12,7 @@ from torch import nn
 
 from adq.extractor import head_size, load_weights
 from adq.models import build
+from adq.process import settle
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.ingest import Index
@@ -35,7 +37,24 @@ def shared_weights(extractor: "Extractor", of: "Index | None" = None) -> dict[st
     return {name: value.numpy() for name, value in saved.items()}
 
 
-def network(weights: list["ray.ObjectRef"], arch: str, image_size: int) -> nn.Module:
+class Frozen:
+    """An actor with the trained network on its device, and threads that decode for it.
+
+    Its plan has arch, transform, device, threads and decoders.
+    """
+
+    def __init__(self, plan: Any):
+        settle(plan.threads)
+        self.plan, self.model = plan, None
+        self.pool = ThreadPoolExecutor(max(1, plan.decoders))
+
+    def ready(self, weights: list[ray.ObjectRef]) -> None:
+        """Load the weights, once an actor."""
+        if self.model is None:
+            self.model = network(weights, self.plan.arch, self.plan.transform.crop).to(self.plan.device)
+
+
+def network(weights: list[ray.ObjectRef], arch: str, image_size: int) -> nn.Module:
     """In an actor: the network with these weights, in evaluation mode on the CPU."""
     state: Mapping[str, np.ndarray] = ray.get(weights[0])
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in state.items()}

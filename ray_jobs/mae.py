@@ -20,11 +20,11 @@ from ray_jobs.ingest import Index
 from ray_jobs.loading import Held, how_to_hold, open_set, order_kind
 from ray_jobs.mae_exam import SERIES, SHOWN, Exam, Rest, held_out, opened_exam, picture
 from ray_jobs.options import Compute, Data, Place, option
-from ray_jobs.progress import Progress
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store
 from ray_jobs.streaming import Streamed
+from ray_jobs.watch import Steps, Watch
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
@@ -96,15 +96,6 @@ class Plan:
     leave_out: bool
 
 
-@dataclass(frozen=True)
-class Note:
-    """What the first worker tells the driver."""
-
-    first: int  # the step at which this group began
-    step: int  # steps done
-    rows: tuple[tuple[int, dict[str, float]], ...]  # metrics by step, since the last note
-
-
 def train_mae(
     job: "Job", index: Index, options: Painting, leave_out: bool = False, checkpoint_seconds: float = CHECKPOINT_SECONDS
 ) -> Manifest:
@@ -139,7 +130,7 @@ def train_mae(
         if not set(names) <= stage.committed().keys():
             group.check()
             plan = Plan(stage, index, config, recipe, options.seed, how, leave_out)
-            run_group(group, _work, plan, _Watch(live[0], recipe.steps))
+            run_group(group, _work, plan, Watch("mae", live[0], recipe.steps))
         group.clean()
         parts = stage.committed()
         scores = Manifest(stage, (parts[SCORES],), {}, "").table(SCORES)
@@ -157,24 +148,6 @@ def train_mae(
     return job.stage(stage, work, "steps", log)
 
 
-class _Watch:
-    """MLflow and the progress line, in the driver: what the first worker tells."""
-
-    def __init__(self, run: "Run", steps: int):
-        self.run, self.steps, self.first, self.done = run, steps, None, 0
-
-    def __call__(self, note: Note) -> None:
-        if note.first != self.first:
-            if note.first:
-                print(f"{'mae':<13} goes on at step {note.first:,}", flush=True)
-            self.first = self.done = note.first
-            self.progress = Progress("mae", self.steps - note.first, "steps")
-        self.run.metric_series(note.rows)
-        shown = ", ".join(f"{name} {value:.4g}" for name, value in note.rows[-1][1].items()) if note.rows else ""
-        self.progress.add(note.step - self.done, shown)
-        self.done = note.step
-
-
 def _work(member: Member, plan: Plan) -> None:
     """Train, from the group's checkpoint, and commit; the first worker scores and commits."""
     data, exam = _opened(plan, member)
@@ -184,7 +157,7 @@ def _work(member: Member, plan: Plan) -> None:
     first = state["training"]["step"] if state["training"] else 0
     every, unsaid = max(1, recipe.steps // POINTS), []
     kept = spoken = time.monotonic()
-    member.tell(Note(first, first, ()))
+    member.tell(Steps(first, first, ()))
 
     def on_step(step: int, loss: float) -> None:
         nonlocal spoken
@@ -192,7 +165,7 @@ def _work(member: Member, plan: Plan) -> None:
             history.append((step, {f"{SERIES}loss": loss}))
             unsaid.append(history[-1])
         if time.monotonic() - spoken >= SPEAK_SECONDS:
-            member.tell(Note(first, step, tuple(unsaid)))
+            member.tell(Steps(first, step, tuple(unsaid)))
             unsaid.clear()
             spoken = time.monotonic()
 
@@ -212,7 +185,7 @@ def _work(member: Member, plan: Plan) -> None:
         member.device, member.rank, member.world, state["training"], save, on_step=on_step,
     )  # fmt: skip
     if exam is not None:
-        member.tell(Note(first, recipe.steps, tuple(unsaid)))
+        member.tell(Steps(first, recipe.steps, tuple(unsaid)))
         _commit(plan.stage, model, exam, history, scores, member.device)
 
 

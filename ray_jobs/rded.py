@@ -3,7 +3,6 @@
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ from PIL import Image
 from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
-from adq.process import settle
 from adq.randomness import numpy_generator
 from adq.rded import rded
 from adq.shards import DataSet, absolute, read_ranges, tar_bytes
@@ -25,7 +23,7 @@ from palette.export import SOFT, members
 from ray_jobs import ingest, weights, write
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
-from ray_jobs.frozen import network, shared_weights
+from ray_jobs.frozen import Frozen, shared_weights
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, option
@@ -84,18 +82,8 @@ class Plan:
     decoders: int
 
 
-class Observer:
-    """An actor with the trained network on its device."""
-
-    def __init__(self, plan: Plan):
-        settle(plan.threads)
-        self.plan, self.model = plan, None
-        self.pool = ThreadPoolExecutor(max(1, plan.decoders))
-
-    def ready(self, weights: list[ray.ObjectRef]) -> None:
-        """Load the weights, once an actor."""
-        if self.model is None:
-            self.model = network(weights, self.plan.arch, self.plan.transform.crop).to(self.plan.device)
+class Observer(Frozen):
+    """Makes the mosaics of a class."""
 
     def work(self, weights: list[ray.ObjectRef], label: int, rows: list[Row]) -> Part:
         """The mosaics of a class, encoded, with their soft labels if wanted."""

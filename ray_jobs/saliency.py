@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -15,12 +14,11 @@ from PIL import Image
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage, decode
 from adq.patches import grid
-from adq.process import settle
 from adq.saliency import grad_cam, patch_saliency, whole_input
 from adq.shards import DataSet, read_ranges
 from palette.encodings import resized
 from ray_jobs.actors import map_actors, pool_size
-from ray_jobs.frozen import network, shared_weights
+from ray_jobs.frozen import Frozen, shared_weights
 from ray_jobs.ingest import Index
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
@@ -49,18 +47,8 @@ class Plan:
     decoders: int
 
 
-class SaliencyActor:
-    """An actor with the backbone on its device."""
-
-    def __init__(self, plan: Plan):
-        settle(plan.threads)
-        self.plan, self.model = plan, None
-        self.pool = ThreadPoolExecutor(max(1, plan.decoders))
-
-    def ready(self, weights: list[ray.ObjectRef]) -> None:
-        """Load the weights, once an actor."""
-        if self.model is None:
-            self.model = network(weights, self.plan.arch, self.plan.transform.crop).to(self.plan.device)
+class SaliencyActor(Frozen):
+    """Ranks the patches of a shard."""
 
     def work(self, weights: list[ray.ObjectRef], shard: str, rows: list[Row]) -> Part:
         self.ready(weights)

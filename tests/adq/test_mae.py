@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adq import mae_training
+from adq import collectives, mae_training
 from adq.batches import TensorImages, epoch_batches
 from adq.fill import fill
 from adq.mae import (
@@ -412,7 +412,7 @@ def test_the_gradient_is_the_same_for_any_world(world, monkeypatch):
     images, recipe = pictures(7), replace(RECIPE, augment="crop-flip")
     whole = fresh(TINY, 0)
     loss = mae_training._gradients(whole, (images, None, 7), recipe, (0, 4), "cpu", 0, 1)
-    monkeypatch.setattr(mae_training, "_exchange", lambda *_: None)
+    monkeypatch.setattr(collectives, "exchange", lambda *_: None)
     workers = [fresh(TINY, 0) for _ in range(world)]
     losses = [
         mae_training._gradients(worker, (images[rank::world], None, 7), recipe, (0, 4), "cpu", rank, world)

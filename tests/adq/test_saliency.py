@@ -7,9 +7,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adq.extractor import InputTransform
+from adq.fill import fill
 from adq.models import build
 from adq.randomness import torch_generator
-from adq.saliency import grad_cam, patch_saliency, random_saliency, whole_input
+from adq.saliency import fill_error, grad_cam, patch_saliency, random_saliency, whole_input
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL_NETWORKS = ("resnet18", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3-w8", "vgg11", "alexnet")
@@ -210,3 +211,46 @@ def test_chance_depends_on_the_seed_and_the_key_alone():
         assert not np.array_equal(first, random_saliency(key, 14, 12, seed))
     ranks = np.mean([random_saliency(str(key), 4, 4, 0) for key in range(500)], axis=0)
     assert np.abs(ranks - 0.5).max() < 0.06, "no place is preferred"
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def test_what_the_patches_beside_cannot_tell_is_salient():
+    flat = np.full((32, 40, 3), 77, np.uint8)
+    flat[8:16, 24:32] = picture(8, 8)
+    (found,) = fill_error([Image.fromarray(flat)])
+    assert found.shape == (4, 5) and np.unravel_index(found.argmax(), found.shape) == (1, 3)
+    # Those beside it are restored from its noisy border, the rest exactly.
+    assert {tuple(at) for at in np.argwhere(found > 1e-9)} == {(1, 3), (0, 3), (2, 3), (1, 2), (1, 4)}
+    ramp = np.broadcast_to(np.arange(0, 96, 3, dtype=np.uint8)[None, :, None], (32, 32, 3))
+    (slope,) = fill_error([Image.fromarray(ramp.copy())])
+    assert slope[:, 1:-1].max() < 1 < slope[:, [0, -1]].min(), "a slope goes on inside, not beyond the border"
+
+
+def test_the_error_is_that_of_the_fill_patch_by_patch():
+    whole = picture(20, 27)
+    (found,) = fill_error([Image.fromarray(whole)])
+    assert found.shape == (3, 4)
+    for parity in (0, 1):
+        known = np.ones((20, 27), bool)
+        for row in range(3):
+            for column in range(4):
+                known[8 * row : 8 * row + 8, 8 * column : 8 * column + 8] = (row + column) % 2 == parity
+        filled = fill(torch.from_numpy(whole)[None], torch.from_numpy(known)[None])[0].numpy().astype(float)
+        for row in range(3):
+            for column in range(4):
+                if (row + column) % 2 != parity:
+                    cut = np.s_[8 * row : 8 * row + 8, 8 * column : 8 * column + 8]
+                    assert found[row, column] == pytest.approx(np.square(filled - whole)[cut].mean())
+
+
+def test_images_of_several_sizes_are_apart_and_a_single_patch_has_no_error():
+    pictures = [
+        Image.fromarray(picture(*size, seed)) for seed, size in enumerate([(16, 16), (8, 5), (16, 16), (224, 224)])
+    ]
+    found = fill_error(pictures)
+    assert [error.shape for error in found] == [(2, 2), (1, 1), (2, 2), (14, 14)] and found[1][0, 0] == 0
+    for alone, together in zip(pictures, found, strict=True):
+        np.testing.assert_allclose(fill_error([alone])[0], together, rtol=1e-6)

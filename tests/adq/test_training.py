@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from adq import training
+from adq import collectives, training
 from adq.augmentation import AUGMENTATIONS, augment
 from adq.extractor import input_transform
 from adq.models import build
@@ -160,7 +160,7 @@ def test_the_mean_gradient_is_the_same_for_any_world(world, monkeypatch):
     # Workers in turn, one step each: their gradients are summed by hand where torch.distributed would do it.
     workers = [network() for _ in range(world)]
     optimizers = [torch.optim.SGD(w.parameters(), 0.1, 0.9, weight_decay=5e-4) for w in workers]
-    monkeypatch.setattr(training, "_exchange", lambda tensors, collective: None)
+    monkeypatch.setattr(collectives, "exchange", lambda tensors, collective: None)
     streams = [epoch_batches(images, recipe, 0, 0, rank, world) for rank in range(world)]
     for step in range(3):
         for rank, worker in enumerate(workers):

@@ -10,9 +10,10 @@ line a run, and lines that are there are skipped:
     full                    the files as they are
     mean, harmonic, mae     theta per cent of the patches dropped by Grad-CAM, the gaps filled so
     random+harmonic, ...    the same, of patches drawn by chance
+    error+harmonic, ...     the same, of the patches that harmonic interpolation restores best
     fewer                   as many of the files as take the bytes of what Grad-CAM left
     jpeg, webp              all images, of the highest quality that takes no more bytes than that
-    masks, random+masks     no images: how often a small network, shown which patches were dropped and nothing else, tells the
+    [random+, error+]masks  no images: how often a small network, shown which patches were dropped and nothing else, tells the
                             class of the last third of the images after it saw the others
 """
 
@@ -42,7 +43,7 @@ from adq.process import keep_freed_memory
 from adq.randomness import numpy_generator, seed_of
 from adq.recipe import Recipe
 from adq.reconstruction import reconstruct
-from adq.saliency import grad_cam, patch_saliency, random_saliency, whole_input
+from adq.saliency import fill_error, grad_cam, patch_saliency, random_saliency, whole_input
 from adq.training import train
 from palette.encodings import Encoded, Encoding, encode
 from tests.bench.adaptive_colors import sized, top1
@@ -51,7 +52,12 @@ from tests.bench.palettes_data import load as load_images
 from tests.bench.palettes_table import interval, read
 
 FILLED = (*FILLERS, "mae")
-RUNS = ("full", *FILLED, *(f"random+{filler}" for filler in FILLED), "fewer", "jpeg", "webp", "masks", "random+masks")
+CHOICES = ("", "random", "error")  # by what patches are dropped; "": by Grad-CAM
+AT_EQUAL_BYTES = ("fewer", "jpeg", "webp")
+RUNS = (
+    "full", *(f"{choice}+{filler}".strip("+") for choice in CHOICES for filler in FILLED), *AT_EQUAL_BYTES,
+    *(f"{choice}+masks".strip("+") for choice in CHOICES),
+)  # fmt: skip
 QUALITIES = range(95, 0, -1)
 RANKED = 256  # images that are ranked together
 
@@ -119,9 +125,16 @@ class Draw:
     def by_chance(self) -> list[np.ndarray]:
         return [random_saliency(k, *s.shape, self.seed) for k, s in zip(self.keys, self.ranked, strict=True)]
 
-    def dropped(self, theta: int, by_chance: bool) -> list[Encoded]:
-        saliency = self.by_chance if by_chance else self.ranked
-        return encode([(file.extension, file.data) for file in self.files], Encoding(patches=theta), saliency)
+    @cached_property
+    def by_error(self) -> list[np.ndarray]:
+        return fill_error([decode(file.data) for file in self.files])
+
+    def saliency(self, choice: str) -> list[np.ndarray]:
+        return {"": self.ranked, "random": self.by_chance, "error": self.by_error}[choice]
+
+    def dropped(self, theta: int, choice: str = "") -> list[Encoded]:
+        files = [(file.extension, file.data) for file in self.files]
+        return encode(files, Encoding(patches=theta), self.saliency(choice))
 
     def within(self, codec: str, budget: int) -> list[Encoded]:
         """All images, of the highest quality whose container takes no more bytes."""
@@ -132,10 +145,10 @@ class Draw:
                 return files
         raise ValueError(f"no quality of {codec} takes {budget:,} bytes or less")
 
-    def told_by_masks(self, theta: int, by_chance: bool) -> float:
+    def told_by_masks(self, theta: int, choice: str) -> float:
         """Top-1 in per cent on the last third of the images."""
-        saliency = self.by_chance if by_chance else self.ranked
-        masks = torch.from_numpy(np.stack([patches.keep_mask(s, theta / 100).ravel() for s in saliency])).float()
+        kept = [patches.keep_mask(one, theta / 100).ravel() for one in self.saliency(choice)]
+        masks = torch.from_numpy(np.stack(kept)).float()
         labels, seen = torch.from_numpy(self.labels), len(masks) * 2 // 3
         torch.manual_seed(seed_of(self.seed, "masks"))
         model = nn.Sequential(nn.Linear(masks.shape[1], 64), nn.ReLU(), nn.Linear(64, len(self.names)))
@@ -150,8 +163,8 @@ class Draw:
         """What a line says of the stored images, and what networks are trained on: uint8 [n, S, S, 3]."""
         if name == "full":
             files = self.files
-        elif name in ("fewer", "jpeg", "webp"):
-            budget = self.payload(self.dropped(theta, False))
+        elif name in AT_EQUAL_BYTES:
+            budget = self.payload(self.dropped(theta))
             if name == "fewer":
                 share = budget / self.payload(self.files)
                 files = self.files[: int(len(self.files) * share) + 1]
@@ -160,8 +173,8 @@ class Draw:
             else:
                 files = self.within(name, budget)
         else:
-            chance, _, filler = name.rpartition("+")
-            files = self.dropped(theta, bool(chance))
+            choice, _, filler = name.rpartition("+")
+            files = self.dropped(theta, choice)
             return self._line(files), sized(_whole(files, filler, painter), self.side)
         return self._line(files), sized(torch.stack([_pixels(file) for file in files]), self.side)
 
@@ -282,7 +295,7 @@ def main() -> None:
         started = time.process_time()
         if line["run"].endswith("masks"):
             found = {"images": len(draw.files), "bytes": 0}
-            found["top1"] = round(draw.told_by_masks(line["theta"], line["run"] != "masks"), 3)
+            found["top1"] = round(draw.told_by_masks(line["theta"], line["run"].rpartition("+")[0]), 3)
         else:
             found, whole = draw.run(line["run"], line["theta"], painter)
             found["seconds"] = round(time.process_time() - started, 1)
