@@ -22,7 +22,7 @@ from ray_jobs.store import canonical_json, parquet_table, sha256
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 2
+VERSION = 3
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
 SCHEMA = pa.schema([
     ("key", pa.string()), ("label", pa.int32()), ("shard", pa.string()), ("members", pa.list_(MEMBER)),
@@ -207,7 +207,8 @@ def run(job: "Job", data: Data, require_all_classes: bool = True, context: str =
         table = table.take(pc.sort_indices(table["key"]))
         _check_duplicates(table, shards)
         summary = _summary(table, tables, names, data.image_extensions, sum(size for _, size, _ in marks))
-        return [*scans, stage.commit_table("index", table)], summary
+        classes = "".join(f"{name}\n" for name in summary["class_names"]).encode()  # what follows hangs on them, too
+        return [*scans, stage.commit_table("index", table), stage.commit("classes", classes, summary["classes"], "txt")], summary
 
     def log(run, manifest: Manifest) -> None:
         digest, where = manifest.content, shards.root

@@ -244,6 +244,14 @@ def test_some_rows_of_a_set_are_loaded_alone(job, shards):
         assert some.labels.tolist() == whole.labels[rows].tolist()
 
 
+def test_the_names_of_the_classes_are_part_of_a_data_set(job, shards, tmp_path):
+    (tmp_path / "more.txt").write_text("".join(f"{name}\n" for name in (*CLASSES, "unicorn")))
+    names = (None, str(shards / "classes.txt"), str(tmp_path / "more.txt"))
+    beside, same, more = (ingest.run(job, Data(data=(str(shards),), classes=name), False) for name in names)
+    assert beside.manifest.content == same.manifest.content != more.manifest.content
+    assert more.classes[:10] == same.classes and same.table().equals(more.table())
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
