@@ -18,10 +18,7 @@ from adq.graphcut_rows import CHUNK, Rows, bound, equal_rows, measure
 
 COLUMNS = 128  # float32 products are added up over so many columns, then in float64
 STEADY = 64  # picks that the expected pick of a pass weighs against those made since
-COMPACT, COMPACT_ALL = (
-    0.75,
-    0.9,
-)  # dead rows are dropped when the living are fewer than this share; when all are the pool
+COMPACT, COMPACT_ALL = 0.75, 0.9  # share of living rows below which the dead are dropped; when all are the pool
 
 
 class Block:
@@ -142,9 +139,8 @@ class Block:
             out += torch.from_numpy(columns.numpy() @ part.numpy()) if self.device.type == "cpu" else columns @ part
         size, length = float(np.linalg.norm(across)), float(np.linalg.norm(vector))
         which.error += (COLUMNS + 16) * self.round_off * size * self.longest + self._rounding(length)
-        which.error += (
-            8 * UNIT_64 * self.longest * (length + self.whole)
-        )  # products and sums are rounded in float64, too
+        # Products and sums are rounded in float64, too.
+        which.error += 8 * UNIT_64 * self.longest * (length + self.whole)
         return (out.div_(which.lengths) if self.grid.unit else out).add_(which.along, alpha=along)
 
     def _value(self, request: Request) -> None:

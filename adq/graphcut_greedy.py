@@ -1,9 +1,7 @@
 """The greedy itself: picks from any number of blocks of rows, wherever they are."""
 
-import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -12,8 +10,9 @@ from adq.fixed_point import Grid
 from adq.graphcut_block import STEADY
 from adq.graphcut_blocks import BlockLost, Blocks
 from adq.graphcut_messages import Answer, Bound, Request
-from adq.graphcut_pace import Cycle, Size
+from adq.graphcut_pace import Cycle, Size, Statistics
 from adq.graphcut_window import Outside, State, Window
+from adq.process import one_thread
 
 CANDIDATES = 2048
 SIZES = (1 / 8, 1 / 4, 1 / 2, 1, 2, 4)  # of the candidates, times their number
@@ -24,18 +23,6 @@ SHORTEST, LONGEST = 8, 8192  # horizons of a stint, in picks
 MEMORY = 512  # picks of earlier passes that weigh as much as those of the last, where these are fewer
 NEAR, FAR = 0, 1  # the bounds of what is no candidate: in the pool, and outside it
 JOINED = ("rows", "lengths", "norms", "indices")
-
-
-@dataclass
-class Statistics:
-    """What the greedy did, for progress and benchmarks."""
-
-    picks: int = 0
-    passes: int = 0  # over all rows
-    choices: int = 0  # of candidates, each with its Gram matrix
-    stints: int = 0  # picks between two valuations of the pool
-    verified: int = 0  # picks compared with every row of the pool
-    exact: int = 0  # picks that needed the deciding values of all near rows
 
 
 class Greedy:
@@ -70,18 +57,13 @@ class Greedy:
         self.window, self.complete, self.fresh, self.follow = None, False, False, None
         self.since_pass, self.picks_since_pass, self.picks_since_choice = None, 0, candidates
         self.stint = 64
-        self.recent, self.recent_picks = (
-            np.zeros(len(self.total)),
-            0.0,
-        )  # sum of the last picks of this bin, older ones fading
+        self.recent, self.recent_picks = np.zeros(len(self.total)), 0.0  # of this bin's last picks, older ones fading
         self._sizes()
         self.pass_cycle, self.choice_cycle = Cycle(), Cycle()
         self.verify_seconds: dict[int, float] = {}  # of a pick's verification, by the size of the pool
         self.pool_seconds = 0.0  # of the last valuation of the pool
-        self.statistics, self.anchored = (
-            Statistics(),
-            (0, 0),
-        )  # passes and exact comparisons when rows were last valued anew
+        self.statistics = Statistics()
+        self.anchored = 0, 0  # passes and exact comparisons when rows were last valued anew
 
     def next_bin(self) -> None:
         """S becomes empty, V what remains."""
@@ -104,7 +86,7 @@ class Greedy:
         """The next picks, in order: int64 [picks]. `on_pick` gets those of each stint."""
         parts: list[np.ndarray] = []
         left = picks
-        with _torch_in_one_thread(self.device):
+        with one_thread(self.device.type):
             while left:
                 try:
                     part = self._stint(left)
@@ -303,18 +285,6 @@ class Greedy:
         self.pass_cycle.add(time.perf_counter() - begin, 1)
         self.window = None
         return np.array([best.index], dtype=np.int64)
-
-
-@contextlib.contextmanager
-def _torch_in_one_thread(device: torch.device) -> Iterator[None]:
-    """On a CPU the large products are numpy's: torch's threads, which spin between small steps, would take its cores."""
-    before = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _worst(bounds: Sequence[Bound]) -> Bound:

@@ -4,14 +4,25 @@ Nothing here changes a pick; it only decides when work is done, and how much of 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-TRIAL, PATIENCE = (
-    8,
-    64,
-)  # seconds at home before a trial that was in vain is made again, in its seconds: at first, and later
+# Seconds at home before a trial that was in vain is made again, in its seconds: at first, and later.
+TRIAL, PATIENCE = 8, 64
 FEW = 256  # picks
 BETTER = 0.9
 SHORT, LONG = 0.1, 2.0  # seconds after which a trial that is worse, and a cycle at home, are ended
+
+
+@dataclass
+class Statistics:
+    """What the greedy did, for progress and benchmarks."""
+
+    picks: int = 0
+    passes: int = 0  # over all rows
+    choices: int = 0  # of candidates, each with its Gram matrix
+    stints: int = 0  # picks between two valuations of the pool
+    verified: int = 0  # picks compared with every row of the pool
+    exact: int = 0  # picks that needed the deciding values of all near rows
 
 
 class Cycle:

@@ -1,7 +1,9 @@
 """What a process that computes does first: repeatable arithmetic, and memory that stays with it."""
 
+import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 
 # Of glibc's mallopt. Blocks above the threshold are mapped one by one and given back when they are freed.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -33,3 +35,17 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError):
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, LARGE)) and bool(mallopt(M_TRIM_THRESHOLD, NEVER))
+
+
+@contextlib.contextmanager
+def one_thread(device: str) -> Iterator[None]:
+    """On a CPU where the large products are numpy's: torch's threads, which spin between small steps, would take its cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    if device == "cpu":
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

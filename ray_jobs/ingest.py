@@ -208,7 +208,11 @@ def run(job: "Job", data: Data, require_all_classes: bool = True, context: str =
         _check_duplicates(table, shards)
         summary = _summary(table, tables, names, data.image_extensions, sum(size for _, size, _ in marks))
         classes = "".join(f"{name}\n" for name in summary["class_names"]).encode()  # what follows hangs on them, too
-        return [*scans, stage.commit_table("index", table), stage.commit("classes", classes, summary["classes"], "txt")], summary
+        return [
+            *scans,
+            stage.commit_table("index", table),
+            stage.commit("classes", classes, summary["classes"], "txt"),
+        ], summary
 
     def log(run, manifest: Manifest) -> None:
         digest, where = manifest.content, shards.root

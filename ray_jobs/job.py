@@ -28,9 +28,8 @@ class Job:
     device: str
     tracker: Tracker
     run: Run  # the parent run of the pipeline
-    ledger: list[tuple[str, float]] = field(
-        default_factory=list
-    )  # every stage that was asked for, and what it cost once
+    # Every stage that was asked for, and what it cost once.
+    ledger: list[tuple[str, float]] = field(default_factory=list)
 
     def quietly(self, stage: Stage, work: Work) -> Manifest:
         """Run a stage, unless it is finished, without a line and a run of its own: one of many that belong together."""

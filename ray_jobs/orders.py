@@ -26,17 +26,8 @@ from functools import cached_property
 import numpy as np
 
 ORDERS = ("auto", "cifar", "imagefolder")
-TORCHVISION_EXTENSIONS = (
-    "jpg",
-    "jpeg",
-    "png",
-    "ppm",
-    "bmp",
-    "pgm",
-    "tif",
-    "tiff",
-    "webp",
-)  # ImageFolder sees no others
+# ImageFolder sees no others.
+TORCHVISION_EXTENSIONS = ("jpg", "jpeg", "png", "ppm", "bmp", "pgm", "tif", "tiff", "webp")
 CIFAR_KEY = re.compile(r"(train|test)_(\d{5})", re.ASCII)
 WORDNET_ID = re.compile(r"n\d{8}", re.ASCII)
 IMAGENET_NAME = re.compile(r"(n\d{8})_\d+|ILSVRC2012_val_\d{8}", re.ASCII)
