@@ -1,5 +1,6 @@
 """What a comparison will cost, said before it is spent: rates are measured, each network training on noise for a second."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from adq.extractor import input_transform
@@ -11,9 +12,9 @@ from ray_jobs.classifier import Classifier, input_side
 from ray_jobs.grid import Grid
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
-from ray_jobs.packing import rates
+from ray_jobs.packing import Rate, rates
 from ray_jobs.progress import clock
-from ray_jobs.trainings import Plan
+from ray_jobs.trainings import PART, Plan
 
 
 def gpus_each(wanted: float, side: int) -> float:
@@ -43,20 +44,15 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
         )
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     slots = _slots(job, grid, side)
-    seconds, images = 0.0, 0
+    times, seconds, images = len(variants) * options.seeds, 0.0, 0
     for classifier, rate in zip(asked[: len(archs)], measured, strict=False):
         for keep in shares:
-            steps = classifier.recipe.total_steps(
-                steps_per_epoch(kept(keep, index.images), classifier.recipe.batch_size)
-            )
-            shown = len(variants) * options.seeds * steps * classifier.recipe.batch_size
-            images += shown
-            seconds += shown / rate.trained + len(variants) * options.seeds * test.images / rate.tested
-    each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in zip(archs, measured, strict=False)]
+            images += times * _shown(classifier, kept(keep, index.images))
+            seconds += times * _seconds(classifier, kept(keep, index.images), test, rate)
     text = (
         f"grid          {len(variants)} sets x {len(shares)} keep ratios x {options.seeds} seeds x {len(archs)} networks: "
         f"{len(variants) * len(shares) * options.seeds * len(archs)} trainings, {images / 1e6:,.1f} M images\n"
-        f"cost          about {clock(seconds / slots)} on {slots} workers ({', '.join(each)}, measured)"
+        + _said(seconds, slots, dict(zip(archs, measured, strict=False)))
     )
     if features:
         # An image and its augmented view pass the extractor once each.
@@ -64,6 +60,37 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
         count = grid.extractors(index)
         text += f"\n              and about {clock(count * one)} for features, from {count} extractors"
     return text
+
+
+def of_trainings(job: Job, plan: Plan, grid: Grid) -> str:
+    """What the trainings of a plan cost that are not done yet, in the words of a person."""
+    pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}.values()
+    each = {t.classifier.arch: t.classifier for t in pending}
+    side = plan.trainings[0].classifier.transform.crop
+    measured = rates(job, plan, list(each.values()), gpus_each(grid.comparison.gpus_per_training, side)) if each else []
+    known, slots = dict(zip(each, measured, strict=True)), _slots(job, grid, side)
+    seconds = [
+        _seconds(t.classifier, t.rows.images if t.rows else t.index.images, plan.test, known[t.classifier.arch])
+        for t in pending
+    ]
+    return _said(sum(seconds), slots, known)
+
+
+def _shown(classifier: Classifier, images: int) -> int:
+    """How many images a training on so many sees."""
+    recipe = classifier.recipe
+    return recipe.total_steps(steps_per_epoch(images, recipe.batch_size)) * recipe.batch_size
+
+
+def _seconds(classifier: Classifier, images: int, test: Index, rate: Rate) -> float:
+    """Of one training, and its test."""
+    return _shown(classifier, images) / rate.trained + test.images / rate.tested
+
+
+def _said(seconds: float, slots: int, measured: Mapping[str, Rate]) -> str:
+    each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in measured.items()]
+    told = f" ({', '.join(each)}, measured)" if each else ""
+    return f"cost          about {clock(seconds / slots)} on {slots} workers{told}"
 
 
 def _epochs(grid: Grid, index: Index) -> int:

@@ -14,7 +14,7 @@ from ray_jobs import encode, ingest
 from ray_jobs.budget import parse_budgets
 from ray_jobs.compare import train_all
 from ray_jobs.copies import Copies
-from ray_jobs.cost import gpus_each
+from ray_jobs.cost import gpus_each, of_trainings
 from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Wanted, check_classes, planned
 from ray_jobs.frontier_report import ALL, Point, Spent, points, report
@@ -72,6 +72,9 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         spent = {(wanted.name, one.seed): one for wanted, one in pairs}
         print(f"chosen        {len(pairs)} sets", flush=True)
         plan = planned(job, [wanted for wanted, _ in pairs], test, grid.evaluation)
+        print(of_trainings(job, plan, grid), flush=True)
+        if grid.comparison.estimate:
+            return
         with _runs(job, grid, plan, spent) as runs:
             parents = {t.name: runs[t.set, t.classifier.arch] for t in plan.trainings}
             each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)

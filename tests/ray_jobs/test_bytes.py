@@ -123,11 +123,15 @@ def test_patches_of_a_subset_are_those_that_the_network_needs_least_and_every_re
 
 def test_a_frontier_fills_its_budgets_and_teaches_compress_how_to_spend_one(place, shards, tmp_path):
     out, test = tmp_path / "frontier", shards / "part-000003.tar"
-    told = run(
-        place, "frontier", "--data", shards / "part-000000.tar", "--classes", shards / "classes.txt", "--test", test, "--out", out,
+    asked = (
+        "frontier", "--data", shards / "part-000000.tar", "--classes", shards / "classes.txt", "--test", test, "--out", out,
         "--budgets", "9kB,1GB", "--encodings", "original,webp:10,palette:4", "--methods", "random", "--arch", ARCH, "--steps", "8",
         "--seeds", "2", "--sets", f"all={shards / 'part-000002.tar'}",
     )  # fmt: skip
+    said = run(place, *asked, "--estimate")
+    assert f"({ARCH} " in said and "networks" not in said and not list(out.glob("*"))
+    told = run(place, *asked)
+    assert "chosen        14 sets" in told and "train         14 networks" in told
     rows = pq.read_table(out / "runs.parquet").to_pylist()
     assert len(rows) == 2 * (3 + 3 + 1) and all(row["payload"] <= row["budget"] for row in rows)
     small = [row for row in rows if row["budget"] == 9000]
