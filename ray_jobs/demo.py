@@ -21,7 +21,7 @@ SHARDS = {"train": 3, "test": 1}
 METHODS = ("random", "dq", "adq")
 KEEP = 0.1
 DISTILLED = "distilled"
-DISTILLING = Distilling(bytes_per_class=4000, colors=16, start="random", steps=150, batch_real=64)
+DISTILLING = Distilling(bytes_per_class=2500, colors=16, start="random", steps=150, batch_real=64)
 AT_EQUAL_BYTES = ("random", "adq")
 BACKBONE = Backbone(backbone="convnet-d3-w32", weights="train:2")
 EVALUATION = {"arch": "convnet-d3-w16", "steps": 180}

@@ -16,7 +16,7 @@ from palette.losses import LossWeights
 from palette.network import MODES
 from palette.objectives import AHEAD
 from palette.recipe import Distillation, Trajectories
-from ray_jobs import distilled, distilling, ingest, write
+from ray_jobs import distilled, distilled_budget, distilling, ingest, write
 from ray_jobs.classifier import input_side
 from ray_jobs.cluster import probe
 from ray_jobs.distilling import Share
@@ -36,7 +36,9 @@ class Distilling:
 
     matching: str = option("dm", "dm: distributions of embeddings; tm: trajectories of experts.", ("dm", "tm"))
     images_per_class: int | None = option(None, "Synthetic images a class. [default: 10]")
-    bytes_per_class: int = option(0, "Bytes of the container a class, instead of --images-per-class; 0: not used.")
+    bytes_per_class: int = option(
+        0, "Bytes of the container a class, instead of --images-per-class: as many images as fit; 0: not used."
+    )
     colors: int = option(0, "Colours of an image; 0: 32 below 64 px, else 64.")
     mode: str = option(
         "direct", "Palettes: a network's, direct, soft (the paper's form), means of buckets, or none.", MODES
@@ -117,7 +119,7 @@ class Distilling:
             ),
         )  # fmt: skip
 
-    def resolved(self, network: Network, index: Index) -> Distillation:
+    def resolved(self, network: Network, index: Index, leave_out: bool = False) -> Distillation:
         """The recipe for a data set. Raises ValueError for what its classes or its images do not allow."""
         side, classes = network.side(index), index.classes
         depth = network.blocks(side)
@@ -127,8 +129,11 @@ class Distilling:
             raise ValueError(f"--workers {self.workers}: each needs a class, there are {len(classes)}")
         count = IMAGES_PER_CLASS if self.images_per_class is None else self.images_per_class
         if self.bytes_per_class:
-            soft = self.soft_labels
-            count = distilled.images_per_class(self.bytes_per_class, side, self.colors_at(side), classes, soft)
+            budget, colors, soft = self.bytes_per_class, self.colors_at(side), self.soft_labels
+            if self.start == "noise":  # of which nothing is known
+                count = distilled_budget.surely(budget, side, colors, classes, soft)
+            else:
+                count = distilled_budget.probably(budget, index, network.transform(side), colors, soft, leave_out)
         recipe = self.recipe(count, side, depth, network.width)
         counts = index.manifest.summary["class_counts"]
         fewest = min(range(len(classes)), key=counts.__getitem__)
@@ -175,7 +180,7 @@ def stages(job: Job, wanted: Wanted, checkpoint_seconds: float = CHECKPOINT_SECO
     write.check(out)
     probe(job.cluster, [out])
     index = ingest.run(job, wanted.data)
-    recipe = options.resolved(wanted.network, index)
+    recipe = options.resolved(wanted.network, index, leave_out)
     Group(options.workers, job.compute.threads, job.device, index.manifest.stage).check()
     done, trained = {"ingest": index.manifest}, ()
     if recipe.start in WITH_EMBEDDINGS:
@@ -195,7 +200,8 @@ def stages(job: Job, wanted: Wanted, checkpoint_seconds: float = CHECKPOINT_SECO
     distilled.check_owner(out, stage)
     share = Share(stage, index, transform, recipe, leave_out, done.get("start"), trained)
     done["distill"] = distilling.distil(job, share, options.workers, checkpoint_seconds)
-    done["distilled"] = distilled.run(job, index, done["distill"], transform, out)
+    budget = options.bytes_per_class * len(index.classes)
+    done["distilled"] = distilled.run(job, index, done["distill"], transform, out, budget)
     return done
 
 
@@ -219,6 +225,8 @@ def _report(job: Job, done: Mapping[str, Manifest], wanted: Wanted, place: Place
     size = [] if side == input_side(side) else ["--image-size", str(side)]
     store = [] if place.store == Place.store else ["--store", place.store]
     command = shlex.join(["python", "-m", "ray_jobs", "evaluate", "--train", out, *size, *store])
+    if s["images"] < s["distilled_images"]:
+        print(f"left out: the last {s['distilled_images'] - s['images']:,} images, which the bytes do not hold")
     print(
         f"\n{s['images']:,} images, {s['images_per_class']} a class, {s['payload_bytes']:,} bytes payload "
         f"({s['bytes_per_image']:,.0f} an image), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"

@@ -3,7 +3,6 @@
 import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -16,10 +15,10 @@ from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
 from adq.shards import read_ranges, tar_bytes
-from palette.codec import HEADER, LARGEST, encode, images_in_budget, payload_bytes
-from palette.distill import Distilled
 from palette.export import class_folders, members, samples
-from palette.quantize import paint, used_colours
+from palette.quantize import used_colours
+from ray_jobs.distilled_budget import fitting
+from ray_jobs.distilled_set import DistilledSet, containers, read_set
 from ray_jobs.ingest import Index
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, canonical_json, sha256
@@ -31,84 +30,14 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from ray_jobs.job import Job
     from ray_jobs.mlflow_run import Run
 
-VERSION = 1
-CHECKSUM = 4
-MORE = 8  # bytes an image of pure noise takes beyond `payload_bytes`, its label of one or two bytes among them
+VERSION = 2
 UPLOADS = 16  # files written at once: on an object store each costs a round trip
 
 Samples = list[tuple[str, dict[str, bytes]]]
 
 
-@dataclass(frozen=True)
-class DistilledSet:
-    """A distilled set, class by class."""
-
-    images: np.ndarray  # uint8 [n, S, S, 3]
-    labels: np.ndarray  # int64 [n]
-    palettes: np.ndarray | None  # uint8 [n, K, 3]; None in full colour
-    indices: np.ndarray | None  # uint8 [n, S, S]
-    soft_labels: np.ndarray | None  # float16 logits [n, C]
-
-
-def as_table(result: Distilled) -> pa.Table:
-    """A row an image: label, palette and indices or image, and soft where labels are; bytes as they lie in memory."""
-    parts = {"palette": result.palettes, "indices": result.indices} if result.palettes is not None else {
-        "image": result.images
-    }  # fmt: skip
-    parts |= {"soft": result.soft_labels} if result.soft_labels is not None else {}
-    columns = {name: pa.array([row.numpy().tobytes() for row in part], pa.binary()) for name, part in parts.items()}
-    return pa.table({"label": pa.array(result.labels.numpy(), pa.int32())} | columns)
-
-
-def read_set(distill: Manifest) -> DistilledSet:
-    """The set of a finished stage, of all its workers."""
-    names = sorted(part.name for part in distill.parts if part.name.startswith("set/"))
-    table = pa.concat_tables(distill.table(name) for name in names)
-    side, count = distill.stage.config["image_size"], table.num_rows
-
-    def column(name: str, kind: type, *shape: int) -> np.ndarray | None:
-        if name not in table.column_names:
-            return None
-        return np.frombuffer(b"".join(table[name].to_pylist()), kind).reshape(count, *shape).copy()
-
-    palettes, indices = column("palette", np.uint8, -1, 3), column("indices", np.uint8, side, side)
-    if palettes is None:
-        images = column("image", np.uint8, side, side, 3)
-    else:
-        images = paint(torch.from_numpy(palettes), torch.from_numpy(indices)).numpy()
-    return DistilledSet(
-        images, table["label"].to_numpy().astype(np.int64), palettes, indices, column("soft", np.float16, -1)
-    )
-
-
-def images_in_container(side: int, colors: int) -> int:
-    """The most images that one container holds."""
-    return LARGEST // (side * side + 3 * colors + 64)
-
-
-def images_per_class(budget: int, side: int, colors: int, classes: Sequence[str], soft: bool) -> int:
-    """Images a class whose containers surely take no more than `budget` bytes a class, names and labels counted.
-
-    Raises:
-        ValueError: the budget is too small for one image a class; says what one costs.
-    """
-    label = MORE + (2 * len(classes) if soft else 0)
-    frame = HEADER.size + sum(2 + len(name.encode()) for name in classes) + CHECKSUM
-    containers = found = 1
-    for _ in range(2):  # the second time with as many frames as the first needs
-        found = images_in_budget(max(0, budget - -(-containers * frame // len(classes))), side, side, colors, label)
-        containers = max(1, -(-found * len(classes) // images_in_container(side, colors)))
-    if found < 1:
-        image = payload_bytes(side, side, colors) + label
-        raise ValueError(
-            f"--bytes-per-class {budget}: an image of {side} x {side} pixels in {colors} colours takes up to {image} bytes with "
-            f"its label, header and class names {frame} bytes of the whole; give at least {image + -(-frame // len(classes))}"
-        )
-    return found
-
-
-def output(out: str, distill: Stage, classes: Sequence[str], content: str) -> Output:
-    config = {"distill": distill.digest, "shard_images": SHARD_IMAGES, "shard_bytes": SHARD_BYTES}
+def output(out: str, distill: Stage, classes: Sequence[str], content: str, budget: int) -> Output:
+    config = {"distill": distill.digest, "shard_images": SHARD_IMAGES, "shard_bytes": SHARD_BYTES, "budget": budget}
     inputs = {"distill": content, "classes": sha256(canonical_json(list(classes)))}
     return Output(Store.at(out), "distilled", VERSION, inputs, config)
 
@@ -122,21 +51,23 @@ def check_owner(out: str, distill: Stage) -> None:
         )
 
 
-def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, out: str) -> Manifest:
+def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, out: str, budget: int = 0) -> Manifest:
     """Write a distilled set to a folder, or find it there.
 
     Args:
         transform: how the real images were seen.
+        budget: bytes that the containers may take, 0 for any: the last images of every class are left out where they are too many.
 
     Raises:
         ValueError: the folder holds something else.
         OSError: the folder cannot be written.
     """
-    stage = output(out, distill.stage, index.classes, distill.content)
+    stage = output(out, distill.stage, index.classes, distill.content, budget)
     stage.claim()
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
-        found = read_set(distill)
+        whole = read_set(distill)
+        found = fitting(whole, index.classes, budget) if budget else whole
         files = list(_samples(found, index.classes))
         pngs = _pngs(files, index.classes)
         with ThreadPoolExecutor(UPLOADS) as pool:
@@ -145,16 +76,14 @@ def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, 
             stage.commit(f"train-{n:06d}", tar_bytes(members(shard)), len(shard), "tar")
             for n, shard in enumerate(cut(files))
         ]
-        containers = [
-            stage.commit(name, data, rows, "tessera") for name, data, rows in _containers(found, index.classes)
-        ]
+        stored = [stage.commit(name, data, rows, "tessera") for name, data, rows in containers(found, index.classes)]
         names = "".join(f"{name}\n" for name in index.classes)
         parts = [stage.commit("classes", names.encode(), len(index.classes), "txt")]
         parts.append(stage.commit_table("images", _listing(found, files, pngs)))
         for name, figure in _figures(found, distill, index, transform).items():
             stage.store.write(f"pictures/{name}.png", _png(figure))
-        summary = _summary(found, files, index.classes, shards, containers)
-        return [*shards, *containers, *parts], summary
+        summary = _summary(found, files, index.classes, shards, stored) | {"distilled_images": len(whole.labels)}
+        return [*shards, *stored, *parts], summary
 
     def log(run: "Run", manifest: Manifest) -> None:
         run.dataset("distilled", stage.store.root, manifest.content, "subset", manifest.summary["images"])
@@ -184,19 +113,6 @@ def _pngs(files: Samples, classes: Sequence[str]) -> list[str]:
     return [f"png/{folders[int(sample['cls'])]}/{key}.png" for key, sample in files]
 
 
-def _containers(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str, bytes, int]]:
-    """(name, bytes, images): one container, or as many as the set needs; none in full colour."""
-    if found.palettes is None:
-        return
-    labels = found.labels if found.soft_labels is None else found.soft_labels
-    most = images_in_container(found.indices.shape[1], found.palettes.shape[1])
-    for n, start in enumerate(range(0, len(labels), most)):
-        part = slice(start, start + most)
-        name = "distilled" if len(labels) <= most else f"distilled-{n:05d}"
-        data = encode(found.palettes[part], found.indices[part], labels[part], classes)
-        yield name, data, len(labels[part])
-
-
 def _colors_used(found: DistilledSet) -> list[int]:
     """Of each image; in full colour, too."""
     if found.palettes is None:
@@ -213,7 +129,7 @@ def _listing(found: DistilledSet, files: Samples, pngs: list[str]) -> pa.Table:
 
 
 def _summary(
-    found: DistilledSet, files: Samples, classes: Sequence[str], shards: list[Part], containers: list[Part]
+    found: DistilledSet, files: Samples, classes: Sequence[str], shards: list[Part], stored: list[Part]
 ) -> dict:
     """Figures of the output; in full colour, the payload is that of PNGs and labels in the container of any images."""
     pngs, labels = (
@@ -221,7 +137,7 @@ def _summary(
         found.labels if found.soft_labels is None else found.soft_labels,
     )
     count, png_bytes = len(pngs), sum(map(len, pngs))
-    payload = sum(part.bytes for part in containers) or len(pack(pngs, ["png"] * count, labels, classes))
+    payload = sum(part.bytes for part in stored) or len(pack(pngs, ["png"] * count, labels, classes))
     colors = {} if found.palettes is None else {"colors": found.palettes.shape[1]}
     return colors | {
         "images": count, "images_per_class": count // len(classes), "payload_bytes": payload, "png_bytes": png_bytes,

@@ -19,7 +19,7 @@ from palette.matching import chunk_size, embed
 from palette.network import WITH_NETWORK, normalise
 from palette.recipe import Distillation
 from ray_jobs.classifier import SPEAK_SECONDS, Classifier, Note, fit
-from ray_jobs.distilled import as_table
+from ray_jobs.distilled_set import as_table
 from ray_jobs.experts import Network, trajectory
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Held, open_set

@@ -16,8 +16,8 @@ import torch
 from adq.container import pack
 from adq.extractor import input_transform
 from adq.shards import tar_bytes
-from palette.codec import decode, payload_bytes
-from ray_jobs import distilled, distilling, ingest
+from palette.codec import decode, encode, payload_bytes
+from ray_jobs import distilled_budget, distilled_set, distilling, ingest
 from ray_jobs import evaluate as evaluation
 from ray_jobs.distill import Distilling, run, stages
 from ray_jobs.distilling import Share
@@ -189,13 +189,42 @@ def test_a_budget_in_bytes_is_kept(job, shards, tmp_path, without_train):
         stages(job, wanted(shards, tmp_path / "other", **given | {"bytes_per_class": 200}))
 
 
+def test_a_budget_is_filled_by_what_real_images_take(job, shards, tmp_path, without_train, monkeypatch):
+    budget, worst = 2000, payload_bytes(32, 32, 4) + 8
+    given = {"images_per_class": None, "bytes_per_class": budget, "start": "random", "steps": 1}
+    full = stages(job, wanted(shards, tmp_path / "out", **given))["distilled"].summary
+    assert 0.75 * 10 * budget < full["payload_bytes"] <= 10 * budget < full["images"] * worst
+    assert full["images"] == full["distilled_images"]
+    # Images that take more than was thought: the last ones of every class are left out.
+    monkeypatch.setattr(distilled_budget, "NOISIER", 0.5)
+    done = stages(job, wanted(shards, tmp_path / "fewer", **given))
+    fewer, count = done["distilled"].summary, done["distilled"].summary["images_per_class"]
+    assert fewer["images"] == 10 * count < fewer["distilled_images"]
+    whole = distilled_set.read_set(done["distill"])
+    one_more = len(
+        encode(*(getattr(whole.first(count + 1), name) for name in ("palettes", "indices", "labels")), CLASSES)
+    )
+    assert fewer["payload_bytes"] <= 10 * budget < one_more
+    palettes, indices, labels, _ = decode((tmp_path / "fewer" / "distilled.tessera").read_bytes())
+    first = np.flatnonzero(np.tile(np.arange(len(whole.labels) // 10) < count, 10))
+    assert np.array_equal(labels, whole.labels[first])
+    assert np.array_equal(
+        np.take_along_axis(palettes[:, :, None], indices.reshape(len(first), -1, 1, 1).astype(int), 1).reshape(
+            -1, 32, 32, 3
+        ),
+        whole.images[first],
+    )
+    with pytest.raises(ValueError, match="one image a class takes"):
+        distilled_budget.fitting(whole, CLASSES, 900)
+
+
 @pytest.mark.parametrize(("side", "colors", "soft"), [(32, 32, False), (128, 64, False), (32, 2, True)])
 def test_images_a_class_follow_from_bytes_that_header_and_names_share(side, colors, soft):
     classes = [f"class {n}" for n in range(100)]
     image = payload_bytes(side, side, colors) + 8 + (200 if soft else 0)
     for budget in (image + 40, 10 * image, 10 * image + 40, 1000 * image):
-        count = distilled.images_per_class(budget, side, colors, classes, soft)
-        containers = -(-100 * count // distilled.images_in_container(side, colors))
+        count = distilled_budget.surely(budget, side, colors, classes, soft)
+        containers = -(-100 * count // distilled_set.images_in_container(side, colors))
         frame = 24 + 4 + sum(2 + len(name) for name in classes)
         assert 100 * count * image + containers * frame <= 100 * budget < 100 * (count + 2) * image
 
@@ -214,11 +243,11 @@ def test_full_colour_has_no_container(job, shards, tmp_path, without_train):
 
 
 def test_a_set_larger_than_a_container_has_several(job, shards, tmp_path, without_train, monkeypatch):
-    monkeypatch.setattr(distilled, "LARGEST", 8 * (32 * 32 + 3 * 4 + 64))
+    monkeypatch.setattr(distilled_set, "LARGEST", 8 * (32 * 32 + 3 * 4 + 64))
     done = stages(job, wanted(shards, tmp_path / "out", steps=2))
     parts = [decode(path.read_bytes()) for path in sorted((tmp_path / "out").glob("distilled*.tessera"))]
     assert [len(labels) for _, _, labels, _ in parts] == [8, 8, 4]
-    whole = distilled.read_set(done["distill"])
+    whole = distilled_set.read_set(done["distill"])
     assert np.concatenate([labels for _, _, labels, _ in parts]).tolist() == whole.labels.tolist()
 
 
