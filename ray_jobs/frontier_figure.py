@@ -11,15 +11,16 @@ from ray_jobs.comparison_figures import COLORS, MARKERS
 from ray_jobs.figures import DPI, GREY, WIDTH, bare, layout, title
 from ray_jobs.frontier_report import Point, best
 
+FEW = 6  # lines that can be told apart with all their intervals
+
 
 def accuracy_over_bytes(found: Sequence[Point], arch: str) -> Figure:
-    """Top-1 over the payload; a colour an encoding, a marker a method; bars are 95 % intervals.
+    """Top-1 over the payload; a colour an encoding, a marker a method; bars are 95 % intervals, in a crowd only of what leads.
 
     Args:
         found: the points of one network.
     """
-    encodings = list(dict.fromkeys(point.encoding for point in found))
-    methods = list(dict.fromkeys(point.method for point in found))
+    encodings, methods = (sorted({getattr(point, name) for point in found}) for name in ("encoding", "method"))
     fig = Figure((WIDTH, 5.6), dpi=DPI, layout=layout())
     axes = fig.subplots()
     leaders = sorted(best(found), key=lambda point: point.budget)
@@ -27,12 +28,15 @@ def accuracy_over_bytes(found: Sequence[Point], arch: str) -> Figure:
         [p.payload for p in leaders], [100 * p.mean for p in leaders], color="#DDDDDD", linewidth=9, zorder=0, label="frontier",
         solid_capstyle="round",
     )  # fmt: skip
-    for name in dict.fromkeys(point.name for point in found):
-        mine = sorted((point for point in found if point.name == name), key=lambda point: point.budget)
-        method, encoding = mine[0].method, mine[0].encoding
+    names = sorted({(point.encoding, point.method) for point in found})
+    for encoding, method in names:
+        mine = [point for point in found if (point.encoding, point.method) == (encoding, method)]
+        mine.sort(key=lambda point: point.budget)
+        shown = len(names) <= FEW or not encoding or any(point in leaders for point in mine)
         axes.errorbar(
             [p.payload for p in mine], [100 * p.mean for p in mine],
-            yerr=np.nan_to_num([100 * p.half_interval for p in mine]), label=name, capsize=2, linewidth=1, markersize=5,
+            yerr=np.nan_to_num([100 * p.half_interval for p in mine]) if shown else None, label=mine[0].name, capsize=2,
+            linewidth=1.2 if shown else 0.8, markersize=5, alpha=1 if shown else 0.6,
             color=COLORS[encodings.index(encoding) % len(COLORS)] if encoding else GREY,
             marker=MARKERS[methods.index(method) % len(MARKERS)],
         )  # fmt: skip
@@ -45,6 +49,6 @@ def accuracy_over_bytes(found: Sequence[Point], arch: str) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", color="#E6E6E6")
     title(axes, f"{arch}: top-1 of the last epoch")
-    fig.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
+    fig.legend(loc="outside lower center", ncols=min(4, len(encodings)), frameon=False, fontsize=8)
     bare(axes)
     return fig
