@@ -102,12 +102,12 @@ def _spendings(
             yield Wanted(spent.title, copy, [seed]), spent
         return
     for variant in grid.variants:
-        for seed in grid.seeds:
-            try:
-                rows, payload = copies.fitting(selected, variant, storage, budget, seed)
-            except ValueError as error:
-                print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
-                break
+        try:
+            fits = [(seed, *copies.fitting(selected, variant, storage, budget, seed)) for seed in grid.seeds]
+        except ValueError as error:
+            print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
+            continue
+        for seed, rows, payload in fits:
             spent = Spent(variant.name, encoding, budget, seed, rows.images, payload)
             yield Wanted(spent.title, copy, [seed], rows), spent
 
