@@ -11,6 +11,7 @@ from ray_jobs.comparison_figures import COLORS, MARKERS
 from ray_jobs.figures import DPI, GREY, WIDTH, bare, layout, title
 from ray_jobs.frontier_report import Point, best
 
+LEGEND = 145  # characters in a line, about, with eight for a line and a marker each
 FEW = 6  # lines that can be told apart with all their intervals
 
 
@@ -49,6 +50,7 @@ def accuracy_over_bytes(found: Sequence[Point], arch: str) -> Figure:
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.grid(axis="y", color="#E6E6E6")
     title(axes, f"{arch}: top-1 of the last epoch")
-    fig.legend(loc="outside lower center", ncols=min(4, len(encodings)), frameon=False, fontsize=8)
+    columns = max(1, LEGEND // (8 + max(len(point.name) for point in found)))
+    fig.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     bare(axes)
     return fig
