@@ -16,8 +16,8 @@ import torch
 from adq.container import pack
 from adq.extractor import input_transform
 from adq.shards import tar_bytes
-from palette.codec import decode, encode, payload_bytes
-from ray_jobs import distilled_budget, distilled_set, distilling, ingest
+from palette.codec import decode, payload_bytes
+from ray_jobs import distilled_set, distilling, ingest
 from ray_jobs import evaluate as evaluation
 from ray_jobs.distill import Distilling, run, stages
 from ray_jobs.distilling import Share
@@ -176,57 +176,6 @@ def test_in_direct_mode_two_workers_make_what_one_makes(job, shards, tmp_path, w
     assert one["distill"].stage.digest != two["distill"].stage.digest
     assert (tmp_path / "1" / "distilled.tessera").read_bytes() == (tmp_path / "2" / "distilled.tessera").read_bytes()
     assert members(tmp_path / "1") == members(tmp_path / "2")
-
-
-def test_a_budget_in_bytes_is_kept(job, shards, tmp_path, without_train):
-    budget = 3 * (payload_bytes(32, 32, 4) + 8) + 20
-    given = {"images_per_class": None, "bytes_per_class": budget, "start": "noise", "steps": 1}
-    summary = stages(job, wanted(shards, tmp_path / "out", **given))["distilled"].summary
-    assert summary["images_per_class"] == 3 and summary["payload_bytes"] <= 10 * budget
-    with pytest.raises(
-        ValueError, match=r"--bytes-per-class 200: .* in 4 colours takes up to 276 bytes .* at least 286"
-    ):
-        stages(job, wanted(shards, tmp_path / "other", **given | {"bytes_per_class": 200}))
-
-
-def test_a_budget_is_filled_by_what_real_images_take(job, shards, tmp_path, without_train, monkeypatch):
-    budget, worst = 2000, payload_bytes(32, 32, 4) + 8
-    given = {"images_per_class": None, "bytes_per_class": budget, "start": "random", "steps": 1}
-    full = stages(job, wanted(shards, tmp_path / "out", **given))["distilled"].summary
-    assert 0.75 * 10 * budget < full["payload_bytes"] <= 10 * budget < full["images"] * worst
-    assert full["images"] == full["distilled_images"]
-    # Images that take more than was thought: the last ones of every class are left out.
-    monkeypatch.setattr(distilled_budget, "NOISIER", 0.5)
-    done = stages(job, wanted(shards, tmp_path / "fewer", **given))
-    fewer, count = done["distilled"].summary, done["distilled"].summary["images_per_class"]
-    assert fewer["images"] == 10 * count < fewer["distilled_images"]
-    whole = distilled_set.read_set(done["distill"])
-    one_more = len(
-        encode(*(getattr(whole.first(count + 1), name) for name in ("palettes", "indices", "labels")), CLASSES)
-    )
-    assert fewer["payload_bytes"] <= 10 * budget < one_more
-    palettes, indices, labels, _ = decode((tmp_path / "fewer" / "distilled.tessera").read_bytes())
-    first = np.flatnonzero(np.tile(np.arange(len(whole.labels) // 10) < count, 10))
-    assert np.array_equal(labels, whole.labels[first])
-    assert np.array_equal(
-        np.take_along_axis(palettes[:, :, None], indices.reshape(len(first), -1, 1, 1).astype(int), 1).reshape(
-            -1, 32, 32, 3
-        ),
-        whole.images[first],
-    )
-    with pytest.raises(ValueError, match="one image a class takes"):
-        distilled_budget.fitting(whole, CLASSES, 900)
-
-
-@pytest.mark.parametrize(("side", "colors", "soft"), [(32, 32, False), (128, 64, False), (32, 2, True)])
-def test_images_a_class_follow_from_bytes_that_header_and_names_share(side, colors, soft):
-    classes = [f"class {n}" for n in range(100)]
-    image = payload_bytes(side, side, colors) + 8 + (200 if soft else 0)
-    for budget in (image + 40, 10 * image, 10 * image + 40, 1000 * image):
-        count = distilled_budget.surely(budget, side, colors, classes, soft)
-        containers = -(-100 * count // distilled_set.images_in_container(side, colors))
-        frame = 24 + 4 + sum(2 + len(name) for name in classes)
-        assert 100 * count * image + containers * frame <= 100 * budget < 100 * (count + 2) * image
 
 
 def test_full_colour_has_no_container(job, shards, tmp_path, without_train):
