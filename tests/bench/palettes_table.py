@@ -26,7 +26,7 @@ NAMES = {
 }  # fmt: skip
 SETTINGS_OF_START = ("start", "lam")
 COLUMNS = ("run", "variant", "K", "images", "payload bytes", "colours used", "top-1", "95 % interval", "over random",
-           "to full colour", "over the best afterwards", "seeds")  # fmt: skip
+           "to full colour", "over the best afterwards", "to direct", "seeds")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def table(rows: Sequence[dict]) -> str:
     """Markdown: means over the seeds of each seed's mean over networks, with 95 % intervals over the seeds.
 
     Differences are paired by seed: over random real images and to DM in full colour, as many images each, and over the better
-    of DM's images quantised afterwards, at the same K.
+    of DM's images quantised afterwards and to `direct`, at the same K.
     """
     groups = grouped(rows)
     usual = _usual(groups)
@@ -124,7 +124,8 @@ def table(rows: Sequence[dict]) -> str:
             group.run, _variant(group, usual), str(group.colors or ""), f"{group.average('images'):.0f}",
             f"{group.average('payload_bytes'):,.0f}", "" if math.isnan(used) else f"{used:.1f}", f"{mean:.1f}",
             "" if math.isnan(half) else f"± {half:.1f}", _signed(paired(group, _beside(groups, group, "random", None))),
-            _signed(paired(group, _beside(groups, group, "none", None))), _signed(paired(group, best)), str(len(group.rows)),
+            _signed(paired(group, _beside(groups, group, "none", None))), _signed(paired(group, best)),
+            _signed(paired(group, _beside(groups, group, "direct", group.colors)) if group.colors else None), str(len(group.rows)),
         )  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
