@@ -37,7 +37,7 @@ def images_that_fit(
     Raises:
         ValueError: not even `least` images fit; says what they take.
     """
-    known = {0: 0}
+    known, least = {0: 0}, min(least, most)
     low, high = least - 1, most + 1  # low fits or is too few, high does not fit or is one too many
     guess = first or 16 * least
     while high - low > 1:

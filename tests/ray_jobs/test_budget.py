@@ -54,3 +54,4 @@ def test_a_budget_below_the_smallest_set_is_refused():
         images_that_fit(999, 50, lambda count: 100 * count, least=10)
     assert images_that_fit(1000, 50, lambda count: 100 * count, least=10) == 10
     assert images_that_fit(10**9, 50, lambda count: 100 * count, least=10) == 50
+    assert images_that_fit(10**9, 5, lambda count: 100 * count, least=10) == 5
