@@ -44,14 +44,16 @@ def map_actors(
 
     Args:
         actor_class: a plain class with `ready(shared)` and `work(shared, *task)`.
-        arguments: of its constructor, small.
+        arguments: of its constructor.
         shared: something large that every actor needs: put into the object store once, fetched once a node, and handed to
             every call as a list of its reference, so that an actor that was started again finds it too.
     """
     remote = ray.remote(actor_class).options(**resources(compute, device), max_restarts=-1, max_task_retries=RETRIES)
     free_before = ray.available_resources()
     reference_of_shared = [] if shared is None else [ray.put(shared)]
-    pool = [remote.remote(*arguments) for _ in range(size)]
+    # Held here as long as the actors live: Ray lets go of large arguments, and an actor that is started again needs them.
+    held = [ray.put(argument) for argument in arguments]
+    pool = [remote.remote(*held) for _ in range(size)]
 
     def begin(actor: ray.actor.ActorHandle, task: tuple | None) -> ray.ObjectRef:
         ready = task is None  # a task may be ()

@@ -235,15 +235,33 @@ def cut(
     if scope == "global":
         shares: list = [list(pieces[a::actors]) for a in range(actors)]
     else:
-        owner = np.arange(classes) % actors
-        split = [by_class.options(num_returns=actors).remote(piece, owner, actors) for piece in pieces]
-        shares = [[parts if actors == 1 else parts[a] for parts in split] for a in range(actors)]
-    pool = [remote.remote(share, threads, device) for share in shares if share]
+        shares = _split(pieces, np.arange(classes) % actors, actors)
+    # Held here as long as the actors live: an actor that is started again reads its share again.
+    held = [ray.put(share) for share in shares if share]
+    pool = [remote.remote(share, threads, device) for share in held]
     try:
         return _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named)
     finally:
         for actor in pool:
             ray.kill(actor)
+
+
+def _split(pieces: Sequence[Piece], owner: np.ndarray, actors: int) -> list[list]:
+    """The rows of whole classes for each actor, references to them: all there before an actor waits for one.
+
+    An actor keeps its CPUs while it waits, and there may be no others: so the tasks, also when rows that were lost with a node
+    are made again, need none, and as many run at once as there are CPUs.
+    """
+    remote = by_class.options(num_returns=actors, num_cpus=0, scheduling_strategy="SPREAD")
+    at_once, split, running = max(1, int(ray.cluster_resources().get("CPU", 1))), [], []
+    for piece in pieces:
+        if len(running) == at_once:
+            _, running = ray.wait(running, fetch_local=False)
+        parts = remote.remote(piece, owner, actors)
+        split.append([parts] if actors == 1 else parts)
+        running.append(split[-1][0])
+    ray.wait(running, num_returns=len(running), fetch_local=False)
+    return [[parts[a] for parts in split] for a in range(actors)]
 
 
 def _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named) -> Cut:

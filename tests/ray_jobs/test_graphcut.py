@@ -44,13 +44,22 @@ def features(tmp_path_factory) -> tuple[np.ndarray, np.ndarray, list[Piece], lis
 
 
 def cut(
-    features, actors: int, scope: str, kernel: str = "cosine", centre: bool = False, save=lambda picks: None
+    features, actors: int, scope: str, kernel: str = "cosine", centre: bool = False, save=lambda picks: None, cpus=0.5
 ) -> graphcut.Cut:
     rows, _, pieces, keys = features
     return graphcut.cut(
-        pieces, len(rows), 5, scope, kernel, centre, 6, actors, {"num_cpus": 0.5}, 1, "cpu", lambda n: None, save, None,
+        pieces, len(rows), 5, scope, kernel, centre, 6, actors, {"num_cpus": cpus}, 1, "cpu", lambda n: None, save, None,
         lambda row: keys[row],
     )  # fmt: skip
+
+
+def with_undecodable(piece: Piece, count: int) -> Piece:
+    """The part with so many images more that could not be decoded."""
+    table = parquet_table(piece.stage.read(piece.part))
+    more = pa.table({"embedding": pa.nulls(count, table["embedding"].type), "error": pa.array(["broken"] * count)})
+    part = piece.stage.commit_table(f"{piece.part.name}-and-{count}", pa.concat_tables([table, more]))
+    none = np.full(count, -1)
+    return Piece(piece.stage, part, np.append(piece.indices, none), np.append(piece.labels, none))
 
 
 @pytest.mark.parametrize(
@@ -87,9 +96,29 @@ def test_an_actor_that_is_killed_is_replaced_and_the_picks_go_on(cluster, featur
         if len(picks) > 150 and len(pids) == 1:
             os.kill(pids[0], signal.SIGKILL)
 
-    got = cut(features, 2, "global", save=save)
+    rows, labels, pieces, keys = features
+    large = [with_undecodable(pieces[0], 10_000), *pieces[1:]]  # its places alone are more than Ray keeps with a call
+    got = cut((rows, labels, large, keys), 2, "global", save=save)
     assert len(pids) == 2 and pids[0] != pids[1]
     np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], None, 5, "global"))
+
+
+class Holder:
+    """Takes every CPU."""
+
+    def there(self) -> bool:
+        return True
+
+
+def test_classes_are_exchanged_though_actors_hold_every_cpu(cluster, features):
+    cpus = ray.cluster_resources()["CPU"]
+    holder = ray.remote(Holder).options(num_cpus=cpus).remote()
+    assert ray.get(holder.there.remote())
+    try:
+        got = cut(features, 2, "class", cpus=0)
+    finally:
+        ray.kill(holder)
+    np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], features[1], 5, "class"))
 
 
 @pytest.mark.parametrize("value, word", [(np.nan, "NaN"), (0.0, "zeros")])

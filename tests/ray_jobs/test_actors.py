@@ -1,0 +1,37 @@
+"""The pool of actors: one that is killed is replaced, however much it was made of."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+
+from ray_jobs.actors import map_actors
+from ray_jobs.options import Compute
+
+LARGE = 1 << 20  # bytes; Ray keeps arguments above 100 kB apart from the call
+
+
+class Mortal:
+    """Kills itself once, in the middle of a task."""
+
+    def __init__(self, values: np.ndarray, mark: str):
+        self.values, self.mark = values, Path(mark)
+
+    def ready(self, _shared: list) -> None:
+        """Nothing to load."""
+
+    def work(self, _shared: list, number: int) -> tuple[int, float]:
+        if number == 2 and not self.mark.exists():
+            self.mark.touch()
+            time.sleep(1)  # until Ray has let go of what nobody holds
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number, float(self.values[number])
+
+
+def test_an_actor_that_is_killed_gets_its_large_arguments_again(cluster, tmp_path):
+    values, done = np.arange(LARGE // 8, dtype=np.float64), []
+    mark = str(tmp_path / "killed")
+    map_actors(Mortal, (values, mark), [(n,) for n in range(5)], 1, Compute(device="cpu"), "cpu", done.append)
+    assert Path(mark).exists() and sorted(done) == [(n, float(n)) for n in range(5)]
