@@ -31,6 +31,7 @@ from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.rank import run as run_ranking
 from ray_jobs.rded import Mosaics
 from ray_jobs.rded import run as run_rded
+from ray_jobs.relabel import run as run_relabelling
 from ray_jobs.selections import Exchange, run_export, run_import
 from ray_jobs.spend import Spend
 from ray_jobs.spend import run as run_spending
@@ -182,10 +183,22 @@ def rded(mosaics, data, backbone, compute, place, out):
     "--distilled", required=True, metavar="SHARDS", help="The distilled set: the --out folder of distill, or shards."
 )
 @click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
-@options(Evaluation, Data, Compute, Place, without=("labels", "skip_corrupt", "batch_size", "graphcut_actors"))
-def rank(evaluation, data, compute, place, distilled, test):
-    """DD-Ranking's label- and augmentation-robust scores of a distilled set, at equal bytes instead of equal images."""
-    run_ranking(distilled, data, test, evaluation, compute, place)
+@options(Evaluation, Data, Backbone, Compute, Place, without=("skip_corrupt", "graphcut_actors", "embeddings"))
+def rank(evaluation, data, backbone, compute, place, distilled, test):
+    """DD-Ranking's label- and augmentation-robust scores of a distilled set, at equal bytes instead of equal images.
+
+    With --labels soft, random images get the soft labels of the backbone, trained on all images.
+    """
+    run_ranking(distilled, data, test, evaluation, backbone, compute, place)
+
+
+@main.command()
+@click.option("--train", multiple=True, required=True, metavar="SHARDS", help="The images; patterns as for --data.")
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the images with soft labels.")
+@options(Data, Backbone, Compute, Place, without=("skip_corrupt", "graphcut_actors", "embeddings"))
+def relabel(data, backbone, compute, place, train, out):
+    """Put soft labels beside images: the logits of a network trained on --data; then `evaluate --labels soft`."""
+    run_relabelling(train, data, backbone, compute, place, out)
 
 
 @main.command()

@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.ingest import Index
     from ray_jobs.weights import Extractor
 
+BATCH = 256  # images whose soft labels are made together
+
 
 def shared_weights(extractor: "Extractor", of: "Index | None" = None) -> dict[str, np.ndarray]:
     """The tensors of the weights stage, as `map_actors` shares them.
@@ -52,6 +54,18 @@ class Frozen:
         """Load the weights, once an actor."""
         if self.model is None:
             self.model = network(weights, self.plan.arch, self.plan.transform.crop).to(self.plan.device)
+
+    @torch.no_grad()
+    def soft_labels(self, images: torch.Tensor) -> list[bytes]:
+        """The logits of images as files, float16 [C] in .npy each. Args: images: uint8 [N, 3, S, S]."""
+        parts = [self.model(self.plan.transform.normalise(part.to(self.plan.device))) for part in images.split(BATCH)]
+        return [_npy(row) for row in torch.cat(parts).float().cpu().numpy().astype("<f2")]
+
+
+def _npy(row: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, row, allow_pickle=False)
+    return buffer.getvalue()
 
 
 def network(weights: list[ray.ObjectRef], arch: str, image_size: int) -> nn.Module:

@@ -172,18 +172,26 @@ class Selected:
             manifest.summary["moved"], sum(spent.values()), gpu_seconds(spent.items(), gpus),
         )  # fmt: skip
 
-    def within(self, variant: Variant, budget: int, seed: int) -> tuple[Rows, Outcome]:
+    def within(self, variant: Variant, budget: int, seed: int, soft: bool = False) -> tuple[Rows, Outcome]:
         """The largest selection whose container takes no more than `budget` bytes.
+
+        Args:
+            soft: with a soft label for each image.
 
         Raises:
             ValueError: not even one image does.
         """
 
-        def payload(count: int) -> int:
-            return self.of(variant, count / self.index.images, seed)[1].payload
-
         images = self.index.images
+
+        def of(count: int) -> tuple[Rows, Outcome]:
+            rows, outcome = self.of(variant, count / images, seed)
+            return rows, replace(outcome, payload=payload_bytes(self.index, rows.positions, soft))
+
+        def payload(count: int) -> int:
+            return of(count)[1].payload
+
         if payload(1) > budget:
             raise ValueError(f"{budget:,} bytes hold no image of {self.index.data.root}: one takes {payload(1):,}")
         count = images_that_fit(budget, images, payload, close=0.0)
-        return self.of(variant, count / images, seed)
+        return of(count)

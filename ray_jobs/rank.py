@@ -1,6 +1,7 @@
 """rank: DD-Ranking's label- and augmentation-robust scores of a distilled set, beside random real images of as many bytes.
 
-Published scores compare as many images; a palettised image is smaller than a real one, so here the bytes are equal.
+Published scores compare as many images; a palettised image is smaller than a real one, so here the bytes are equal. Where the
+set is trained on soft labels, the random images get some, too, of a teacher trained on all of them.
 """
 
 from collections.abc import Mapping
@@ -9,18 +10,22 @@ from statistics import fmean
 
 from adq.recipe import Recipe
 from adq.robust_scores import augmentation_robust_score, label_robust_score
-from ray_jobs import ingest
+from ray_jobs import ingest, weights
 from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
 from ray_jobs.compare import train_all
 from ray_jobs.cost import gpus_each
-from ray_jobs.evaluate import Evaluation, Wanted, check_classes, planned
+from ray_jobs.evaluate import Evaluation, Wanted, check_classes, labelled, planned
 from ray_jobs.grid import Comparison, Grid, Selected, Variant, further_set
+from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
+from ray_jobs.loading import Rows
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
+from ray_jobs.relabel import relabelled
 from ray_jobs.trainings import facts_of
 
 REAL, DISTILLED, RANDOM, PLAIN = "all real images", "distilled", "random, as many bytes", ", without augmentation"
+HARD = ", hard labels"  # of a set that is ranked by its soft ones
 
 
 @dataclass(frozen=True)
@@ -32,27 +37,45 @@ class Unaugmented(Evaluation):
         return replace(super().recipe_for(arch, side), **plain)
 
 
-def run(distilled: str, data: Data, test: tuple[str, ...], options: Evaluation, compute: Compute, place: Place) -> None:
+def run(
+    distilled: str,
+    data: Data,
+    test: tuple[str, ...],
+    options: Evaluation,
+    backbone: Backbone,
+    compute: Compute,
+    place: Place,
+) -> None:
     """The command: trainings of the real, the distilled and random images, and both scores of each network.
 
+    Args:
+        backbone: the teacher, where `options.labels` is soft.
+
     Raises:
-        ValueError: classes that differ; a distilled set as large as the real one, or smaller than one real image.
+        ValueError: classes that differ; a distilled set as large as the real one, or smaller than one real image; both kinds of
+            labels at once, or soft ones that there are not.
     """
-    grid = Grid(Comparison("random"), options, data, Selection(method="random"), Backbone(), test, "")
-    with opened(place, compute, "rank", ["rank", distilled, asdict(options), asdict(data), test]) as job:
+    if options.labels == "both":
+        raise ValueError("--labels both: a set is ranked by one kind of labels; give hard or soft")
+    soft = options.labels == "soft"
+    grid = Grid(Comparison("random"), options, data, Selection(method="random"), backbone, test, "")
+    identity = ["rank", distilled, asdict(options), asdict(data), test, asdict(backbone)]
+    with opened(place, compute, "rank", identity) as job:
         index, held_out = ingest.run(job, data), ingest.run(job, replace(data, data=test), False, "test")
         check_classes(REAL, index, held_out)
-        own, outcomes = further_set(job, DISTILLED, distilled, grid, index, held_out)
-        budget, whole = outcomes[0].payload, payload_bytes(index)
+        own, _ = further_set(job, DISTILLED, distilled, grid, index, held_out)
+        own_rows = labelled(Wanted(DISTILLED, own, grid.seeds), options.labels)
+        budget, whole = payload_bytes(own, soft=soft), payload_bytes(index)
         if budget >= whole:
             raise ValueError(
                 f"{distilled}: {as_bytes(budget)} of payload, the real images have {as_bytes(whole)}: nothing to rank"
             )
         selected = Selected(job, index, grid)
-        chosen = [selected.within(Variant("random", grid.selection), budget, seed) for seed in grid.seeds]
-        few = [Wanted(DISTILLED, own, grid.seeds)]
-        few += [Wanted(RANDOM, index, [seed], rows) for seed, (rows, _) in zip(grid.seeds, chosen, strict=True)]
-        augmented = planned(job, [Wanted(REAL, index, grid.seeds), *few], held_out, options)
+        chosen = [selected.within(Variant("random", grid.selection), budget, seed, soft) for seed in grid.seeds]
+        few = [*own_rows, *_random(job, index, [rows for rows, _ in chosen], grid, backbone if soft else None)]
+        whole_rows = [Wanted(REAL, index, grid.seeds)]
+        whole_rows += [Wanted(DISTILLED + HARD, own, grid.seeds)] if soft else []
+        augmented = planned(job, [*whole_rows, *few], held_out, options)
         plain = planned(
             job, [replace(one, name=one.name + PLAIN) for one in few], held_out, Unaugmented(**vars(options))
         )
@@ -63,7 +86,17 @@ def run(distilled: str, data: Data, test: tuple[str, ...], options: Evaluation, 
             found.setdefault((training.set, training.classifier.arch), []).append(facts_of(training)["top1"])
         mean = (round(fmean(getattr(one, name) for _, one in chosen)) for name in ("images", "payload"))
         images = {REAL: (index.images, whole), DISTILLED: (own.images, budget), RANDOM: tuple(mean)}
+        images[DISTILLED + HARD] = own.images, payload_bytes(own)
         _report(job, found, images)
+
+
+def _random(job: Job, index: Index, chosen: list[Rows], grid: Grid, teacher: Backbone | None) -> list[Wanted]:
+    """The random images of each seed; with a teacher, labelled by it."""
+    if teacher is None:
+        return [Wanted(RANDOM, index, [seed], rows) for seed, rows in zip(grid.seeds, chosen, strict=True)]
+    extractor = weights.run(job, index, teacher)
+    sets = [relabelled(job, index, extractor, rows) for rows in chosen]
+    return [Wanted(RANDOM, one, [seed], soft=True) for seed, one in zip(grid.seeds, sets, strict=True)]
 
 
 def _report(job: Job, found: Mapping[tuple[str, str], list[float]], images: Mapping[str, tuple[int, int]]) -> None:
@@ -79,7 +112,8 @@ def _report(job: Job, found: Mapping[tuple[str, str], list[float]], images: Mapp
         real, distilled, random, distilled_plain, random_plain = (
             found[name, arch] for name in (REAL, DISTILLED, RANDOM, DISTILLED + PLAIN, RANDOM + PLAIN)
         )
-        lrs = [label_robust_score(a, b, b, c) for a, b, c in zip(real, distilled, random, strict=True)]
+        hard = found.get((DISTILLED + HARD, arch), distilled)
+        lrs = [label_robust_score(*each) for each in zip(real, hard, distilled, random, strict=True)]
         ars = [
             augmentation_robust_score(*each)
             for each in zip(distilled, random, distilled_plain, random_plain, strict=True)

@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
 
 VERSION = 1
-BATCH = 256  # mosaics whose soft labels are made together
 Row = tuple[str, int, int]  # shard, offset and size of the image
 
 
@@ -100,7 +99,7 @@ class Observer(Frozen):
             columns["extension"].append(one.extension)
             columns["image"].append(one.data)
         if wanted.soft_labels:
-            columns[SOFT] = [_npy(row) for row in self._logits(made)]
+            columns[SOFT] = self.soft_labels(made)
         return plan.stage.commit_table(f"class-{label:05d}", pa.table(columns))
 
     def _files(self, rows: list[Row]) -> Iterator[bytes]:
@@ -116,22 +115,10 @@ class Observer(Frozen):
         except UndecodableImage:
             return None  # a mosaic can do without it
 
-    @torch.no_grad()
-    def _logits(self, images: torch.Tensor) -> np.ndarray:
-        """float16 [n, C]."""
-        parts = [self.model(self.plan.transform.normalise(part.to(self.plan.device))) for part in images.split(BATCH)]
-        return torch.cat(parts).float().cpu().numpy().astype("<f2")
-
 
 def _png(image: torch.Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(image.permute(1, 2, 0).numpy()).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
-
-
-def _npy(row: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, row, allow_pickle=False)
     return buffer.getvalue()
 
 

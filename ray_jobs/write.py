@@ -1,7 +1,7 @@
 """write: the subset as WebDataset shards. Members keep their bytes and names; of the source, only their byte ranges are read."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -28,6 +28,7 @@ SHARD_BYTES = 128 << 20
 GRID_IMAGES = 10  # a bin, in the picture of the chosen images
 
 Sample = tuple[str, dict[str, bytes]]  # a key, and its members by extension
+Row = tuple[str, str, list[dict]]  # key, shard, and its members as the index has them
 
 
 @dataclass(frozen=True)
@@ -78,32 +79,41 @@ class Writer:
     def ready(self, _shared: list) -> None:
         """Nothing to load."""
 
-    def work(self, _shared: list, name: str, rows: list[tuple[str, str, list[dict]]]) -> Part:
-        """Args: rows: (key, shard, members), in the order in which they are written."""
-        wanted = defaultdict(list)
-        for key, shard, members in rows:
-            wanted[shard] += [(m["offset"], m["size"], key, m) for m in members]
-        found: dict[tuple[str, str], bytes] = {}
-        for shard, ranges in sorted(wanted.items()):
-            ranges.sort(key=lambda r: r[0])
-            parts = read_ranges(self.data, shard, [(offset, size) for offset, size, _, _ in ranges])
-            for data, (_, _, key, member) in zip(parts, ranges, strict=True):
-                if sha256(data) != member["sha256"]:
-                    raise ValueError(
-                        f"{self.data.root}/{shard}: member {member['name']} changed since ingest; run ingest again"
-                    )
-                found[key, member["name"]] = data
+    def work(self, _shared: list, name: str, rows: list[Row]) -> Part:
+        """Args: rows: in the order in which they are written."""
+        found = read_members(self.data, rows)
         members = [
-            (self._name(key, m["name"]), found[key, m["name"]]) for key, _, members in rows for m in members
+            (member_name(key, m["name"], self.rename), found[key, m["name"]]) for key, _, members in rows for m in members
         ]  # fmt: skip
         return self.stage.commit(name, tar_bytes(members), len(rows), "tar")
 
-    def _name(self, key: str, name: str) -> str:
-        # With --key-prefix shard, names are unique per shard only.
-        return f"{key}.{name.rsplit('.', 1)[-1]}" if self.rename else name
+
+def read_members(data: DataSet, rows: Sequence[Row]) -> dict[tuple[str, str], bytes]:
+    """The members of these rows, by key and name: of their shards, only their byte ranges are read.
+
+    Raises:
+        ValueError: one changed since ingest.
+    """
+    wanted = defaultdict(list)
+    for key, shard, members in rows:
+        wanted[shard] += [(m["offset"], m["size"], key, m) for m in members]
+    found: dict[tuple[str, str], bytes] = {}
+    for shard, ranges in sorted(wanted.items()):
+        ranges.sort(key=lambda r: r[0])
+        parts = read_ranges(data, shard, [(offset, size) for offset, size, _, _ in ranges])
+        for part, (_, _, key, member) in zip(parts, ranges, strict=True):
+            if sha256(part) != member["sha256"]:
+                raise ValueError(f"{data.root}/{shard}: member {member['name']} changed since ingest; run ingest again")
+            found[key, member["name"]] = part
+    return found
 
 
-def plan(subset: pa.Table, seed: int) -> list[tuple[str, list[tuple[str, str, list[dict]]]]]:
+def member_name(key: str, name: str, rename: bool) -> str:
+    """The name that a member is written under. With --key-prefix shard (`rename`), its own is unique in its shard only."""
+    return f"{key}.{name.rsplit('.', 1)[-1]}" if rename else name
+
+
+def plan(subset: pa.Table, seed: int) -> list[tuple[str, list[Row]]]:
     """Shards of the subset: images in the order of a seeded hash, so that each shard is mixed, cut by count and bytes."""
     rows = subset.select(["key", "shard", "members"]).to_pylist()
     shards, current, size = [], [], 0

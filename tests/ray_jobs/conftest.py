@@ -62,10 +62,10 @@ def shards(tmp_path_factory) -> Path:
     return folder
 
 
-def members(path: Path) -> dict[str, bytes]:
+def members(path: Path, pattern: str = "*.tar") -> dict[str, bytes]:
     """Every member of every tar in a folder."""
     out = {}
-    for tar_path in sorted(path.glob("*.tar")):
+    for tar_path in sorted(path.glob(pattern)):
         with tarfile.open(fileobj=io.BytesIO(tar_path.read_bytes())) as tar:
             for member in tar:
                 out[member.name] = tar.extractfile(member).read()

@@ -1,13 +1,17 @@
 """A comparison on a real cluster, and its table by hand."""
 
+import io
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from adq.container import pack
-from ray_jobs import compare, compress, evaluate, ingest, rank
+from adq.features import load
+from adq.models import build
+from ray_jobs import compare, compress, evaluate, ingest, rank, relabel, weights
 from ray_jobs.comparison import Outcome, as_table, cells, runs_table
 from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.evaluate import Evaluation
@@ -17,7 +21,7 @@ from ray_jobs.options import Backbone, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
-from tests.ray_jobs.conftest import CLASSES, CPU, members
+from tests.ray_jobs.conftest import CLASSES, CPU, members, write_shard
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
 OWN = "own"  # a set that no method selected
@@ -181,7 +185,7 @@ def test_the_figure_shows_every_method(tmp_path):
 def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, shards, capsys):
     data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
     options, place = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32), Place(store=str(compared / "runs"))
-    rank.run(f"{shards}/part-000003.tar", data, test, options, CPU, place)
+    rank.run(f"{shards}/part-000003.tar", data, test, options, BACKBONE, CPU, place)
     said = capsys.readouterr().out
     rows = {line.split("|")[2].strip(): line for line in said.splitlines() if line.startswith(f"| {NETWORK}")}
     assert set(rows) == {
@@ -193,4 +197,61 @@ def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, s
     assert 0.97 * small < random <= small
     assert "label-robust score" in said and "augmentation-robust score" in said
     with pytest.raises(ValueError, match="nothing to rank"):
-        rank.run(f"{shards}/part-*[012].tar", data, test, options, CPU, place)
+        rank.run(f"{shards}/part-*[012].tar", data, test, options, BACKBONE, CPU, place)
+
+
+def test_a_teacher_labels_images_and_a_set_is_ranked_by_such_labels(compared, shards, capsys):
+    data, test, small = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",), compared / "soft"
+    options, place = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32), Place(store=str(compared / "runs"))
+    relabel.run((f"{shards}/part-000001.tar",), data, BACKBONE, CPU, place, str(small))
+    found, source = members(small), members(shards, "part-000001.tar")
+    assert {name: found[name] for name in found if not name.endswith(".npy")} == source
+    keys = sorted(name.removesuffix(".jpg") for name in source if name.endswith(".jpg"))
+    with opened(place, CPU, "teacher", ["teacher"]) as job:
+        teacher = weights.run(job, ingest.run(job, data), BACKBONE)
+    model = build(NETWORK, 10, 32)
+    model.load_state_dict(torch.load(io.BytesIO(teacher.manifest.bytes("weights.pt")), weights_only=True))
+    images = torch.stack([load(source[f"{key}.jpg"], teacher.transform) for key in keys])
+    with torch.no_grad():
+        logits = model.eval()(teacher.transform.normalise(images)).numpy()
+    given = np.stack([np.load(io.BytesIO(found[f"{key}.npy"])) for key in keys])
+    assert given.dtype == np.float16
+    np.testing.assert_allclose(given, logits, rtol=2e-3, atol=2e-3)
+
+    relabel.run((str(small),), data, BACKBONE, CPU, place, str(compared / "again"))
+    assert members(compared / "again") == found, "labels take the place of others"
+
+    capsys.readouterr()
+    rank.run(str(small), data, test, replace(options, labels="soft"), BACKBONE, CPU, place)
+    said = capsys.readouterr().out
+    rows = {
+        line.split("|")[2].strip(): line.split("|") for line in said.splitlines() if line.startswith(f"| {NETWORK}")
+    }
+    assert set(rows) == {
+        rank.REAL, rank.DISTILLED + rank.HARD, rank.DISTILLED, rank.RANDOM, rank.DISTILLED + rank.PLAIN,
+        rank.RANDOM + rank.PLAIN,
+    }  # fmt: skip
+    size = {name: float(row[4].split()[0]) for name, row in rows.items()}
+    assert size[rank.DISTILLED] - size[rank.DISTILLED + rank.HARD] == pytest.approx(250 * (20 - 1) / 1000, abs=0.2)
+    assert 0.97 * size[rank.DISTILLED] < size[rank.RANDOM] <= size[rank.DISTILLED]
+    # The rows say what a training on those very labels says.
+    with opened(place, CPU, "again", ["again"]) as job:
+        sets = {"s": ingest.run(job, Data(data=(str(small),)), False)}
+        held_out = ingest.run(job, Data(data=test), False, "test")
+        both = evaluate.evaluate(job, sets, held_out, replace(options, labels="both")).to_pylist()
+    for name, kind in ((rank.DISTILLED + rank.HARD, "s, hard labels"), (rank.DISTILLED, "s, soft labels")):
+        top1 = np.mean([row["top1"] for row in both if row["set"] == kind])
+        assert rows[name][5].split()[0] == f"{100 * top1:.1f}"
+    with pytest.raises(ValueError, match=r"--labels soft: .* has none"):
+        rank.run(f"{shards}/part-000003.tar", data, test, replace(options, labels="soft"), BACKBONE, CPU, place)
+    with pytest.raises(ValueError, match="--labels both: a set is ranked by one kind"):
+        rank.run(str(small), data, test, replace(options, labels="both"), BACKBONE, CPU, place)
+
+
+def test_images_that_a_teacher_cannot_see_are_named(compared, shards, tmp_path):
+    samples = [("good", next(v for k, v in members(shards, "part-000003.tar").items() if k.endswith(".jpg")), 3)]
+    write_shard(tmp_path / "a.tar", [*samples, ("bad", b"no image", 4)])
+    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    data, place = Data(data=(f"{shards}/part-*[012].tar",)), Place(store=str(compared / "runs"))
+    with pytest.raises(ValueError, match=r"a\.tar: key 'bad'"):
+        relabel.run((str(tmp_path / "a.tar"),), data, BACKBONE, CPU, place, str(tmp_path / "out"))
