@@ -156,9 +156,7 @@ def report(
         figure = accuracy_over_keep([cell for cell in found if cell.arch == arch], arch)
         job.run.figure(figure, f"figures/{arch}.png")
         store.write(f"{arch}.png", _png(figure))
-    print(
-        f"\n{table}\n\nruns     {store.path('runs.parquet')}\ntable    {store.path('table.md')}\n{job.where_to_look()}"
-    )
+    job.report(f"{table}\n\nruns     {store.path('runs.parquet')}\ntable    {store.path('table.md')}")
 
 
 def _png(figure) -> bytes:

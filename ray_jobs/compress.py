@@ -136,9 +136,8 @@ def _report(job: Job, done: Mapping[str, Manifest], wanted: Compression) -> None
     job.run.metrics({k: v for k, v in s.items() if isinstance(v, int | float)})
     job.run.metrics({"moved": done["sample"].summary["moved"]})
     job.run.dataset("subset", absolute(wanted.out), last.content, "subset", s["images"])
-    print(
-        f"\n{s['images']:,} of {done['ingest'].summary['images']:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload "
+    job.report(
+        f"{s['images']:,} of {done['ingest'].summary['images']:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload "
         f"({share:.1%} of the source), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"
-        f"shards   {absolute(wanted.out)}\n"
-        f"{job.where_to_look()}"
+        f"shards   {absolute(wanted.out)}"
     )

@@ -55,6 +55,7 @@ def run(folder: str, seeds: int) -> None:
     cores = min(2, os.cpu_count() or 1)
     compute = Compute(threads=cores, cpus_per_actor=cores)
     with opened(place, compute, "demo", ["demo", str(home), seeds]) as job:
+        job.run.params({"seeds": seeds})
         sets = {}
 
         def keep(method: str, share: float, name: str) -> None:
@@ -83,6 +84,4 @@ def run(folder: str, seeds: int) -> None:
         rows = [{"method": s.set, "images": s.images, "mean": 100 * s.mean, "std": 100 * s.sd} for s in found]
         job.run.figure(figures.accuracy(rows), "figures/accuracy.png")
         job.run.text(as_text(found), "accuracy.md")
-        print(
-            f"\n{as_text(found)}\n\nshards   {home / 'adq'}\nimages   {home / DISTILLED / 'pictures'}\n{job.where_to_look()}"
-        )
+        job.report(f"{as_text(found)}\n\nshards   {home / 'adq'}\nimages   {home / DISTILLED / 'pictures'}")

@@ -227,10 +227,10 @@ def _report(job: Job, done: Mapping[str, Manifest], wanted: Wanted, place: Place
     command = shlex.join(["python", "-m", "ray_jobs", "evaluate", "--train", out, *size, *store])
     if s["images"] < s["distilled_images"]:
         print(f"left out: the last {s['distilled_images'] - s['images']:,} images, which the bytes do not hold")
-    print(
-        f"\n{s['images']:,} images, {s['images_per_class']} a class, {s['payload_bytes']:,} bytes payload "
+    job.report(
+        f"{s['images']:,} images, {s['images_per_class']} a class, {s['payload_bytes']:,} bytes payload "
         f"({s['bytes_per_image']:,.0f} an image), {s['tar_bytes'] / 1e6:.2f} MB as tars\n"
         f"shards     {out}\n"
         + (f"container  {posixpath.join(out, containers[0])}\n" if containers else "")
-        + f"evaluate   {command} --test SHARDS\n{job.where_to_look()}"
+        + f"evaluate   {command} --test SHARDS"
     )

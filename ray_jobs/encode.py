@@ -278,8 +278,8 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
             ranked = saliency.run(job, index, weights.run(job, index, backbone), storage.encoding().resize)
         s = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt).summary
         job.run.metrics(s)
-        print(
-            f"\n{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
+        job.report(
+            f"{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
             f"({s['payload_bytes'] / s['source_payload_bytes']:.1%} of the source), {as_bytes(s['tar_bytes'])} as tars\n"
-            f"shards   {absolute(out)}\n{job.where_to_look()}"
+            f"shards   {absolute(out)}"
         )

@@ -265,8 +265,9 @@ def run(
     """
     identity = ["evaluate", train, test, asdict(options), asdict(data)]
     with opened(place, compute, "evaluate", identity) as job:
+        job.run.params({"train": " ".join(train), "test": " ".join(test)} | asdict(options))
         given = {"train": train, "test": test}
         sets = {name: ingest.run(job, replace(data, data=shards), False, name) for name, shards in given.items()}
         name = posixpath.basename(sets["train"].data.root) or "train"
         table = evaluate(job, {name: sets["train"]}, sets["test"], options)
-        print(f"\n{as_text(accuracies(table))}\n\n{job.where_to_look()}")
+        job.report(f"{as_text(accuracies(table))}\n")

@@ -280,8 +280,8 @@ def run(network: Network, options: Experts, data: Data, compute: Compute, place:
         found = train(job, ingest.run(job, data), network, options, data.skip_corrupt)
         summary, size = found.manifest.summary, sum(e.part(TRAJECTORY).bytes for e in found.each)
         job.run.metrics({name: summary[name] for name in ("loss", "top1")})
-        print(
-            f"\n{summary['experts']} experts of {summary['epochs']} epochs, {size / 1e6:.1f} MB: loss {summary['loss']:.3f}, "
-            f"{summary['top1']:.1%} of their training images\n{job.where_to_look()}"
+        job.report(
+            f"{summary['experts']} experts of {summary['epochs']} epochs, {size / 1e6:.1f} MB: loss {summary['loss']:.3f}, "
+            f"{summary['top1']:.1%} of their training images"
         )
     return found

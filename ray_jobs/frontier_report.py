@@ -169,4 +169,4 @@ def report(job: "Job", store: Store, done: Sequence[Spent], found: Sequence[Poin
         job.run.figure(figure, f"figures/{arch}.png")
         figure.savefig(image, format="png")
         store.write(f"{arch}.png", image.getvalue())
-    print(f"\n{table}\n\n{told}\n\nruns     {store.path('runs.parquet')}\n{job.where_to_look()}")
+    job.report(f"{table}\n\n{told}\n\nruns     {store.path('runs.parquet')}")

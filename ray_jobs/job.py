@@ -1,6 +1,9 @@
 """One run of a command: its store, its cluster, its MLflow run, and how each stage is run, resumed and recorded."""
 
 import contextlib
+import re
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -78,12 +81,23 @@ class Job:
         self._enter(stage)
         return manifest
 
-    def where_to_look(self) -> str:
-        """How to open MLflow on this run."""
-        return f"MLflow   {self.tracker.ui_command()}\n         {self.tracker.link(self.run)}"
+    def report(self, result: str) -> None:
+        """Print what a command found, and how to open MLflow on it; the same is the description of its run there."""
+        print(f"\n{result}\nMLflow   {self.tracker.ui_command()}\n         {self.tracker.link(self.run)}")
+        self.run.note(described(result))
 
     def child(self, name: str, digest: str, params: Mapping[str, object]) -> Run:
         return self.tracker.run(name, digest, parent=self.run.id, params=params)
+
+
+def described(result: str) -> str:
+    """The result as Markdown, whose lines stay apart, below the command line that this process was given, if it was."""
+    lines = [line if line.startswith("|") or not line else f"{line}  " for line in result.strip().splitlines()]
+    program, *arguments = sys.argv
+    if program.endswith("ray_jobs/__main__.py"):
+        command = shlex.join(["python", "-m", "ray_jobs", *arguments])
+        lines = [f"`{re.sub(r'://[^/@ ]+@', '://', command)}`", "", *lines]  # without passwords
+    return "\n".join(lines)
 
 
 def _shown(summary: Mapping, what: str) -> str:

@@ -237,9 +237,9 @@ def run(options: Painting, data: Data, compute: Compute, place: Place, out: str)
         folder.write(figure, found.bytes(PICTURE))
         facts = found.summary
         job.run.metrics({key: value for key, value in facts.items() if key.startswith("psnr")})
-        print(
-            f"\nPSNR on dropped patches of {facts['images']:,} held-out images: {facts['psnr']:.2f} dB, harmonic "
+        job.report(
+            f"PSNR on dropped patches of {facts['images']:,} held-out images: {facts['psnr']:.2f} dB, harmonic "
             f"{facts['psnr_harmonic']:.2f}, mean {facts['psnr_mean']:.2f}\n"
-            f"weights  {folder.path(name)}\nfigure   {folder.path(figure)}\n{job.where_to_look()}"
+            f"weights  {folder.path(name)}\nfigure   {folder.path(figure)}"
         )
     return found

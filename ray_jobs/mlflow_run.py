@@ -78,7 +78,9 @@ class Run:
             self._client.log_batch(self.id, tags=batch)
 
     def note(self, markdown: str) -> None:
-        """The description at the head of the run's page."""
+        """The description at the head of the run's page; lines that are too many for it are left out."""
+        if len(markdown) > MAX_TAG_LENGTH:
+            markdown = markdown[: MAX_TAG_LENGTH - 100].rpartition("\n")[0] + "\n\nThe rest is among the artifacts."
         self.tags({MLFLOW_RUN_NOTE: markdown})
 
     def metric(self, name: str, value: float, step: int = 0) -> None:

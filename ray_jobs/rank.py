@@ -61,6 +61,7 @@ def run(
     grid = Grid(Comparison("random"), options, data, Selection(method="random"), backbone, test, "")
     identity = ["rank", distilled, asdict(options), asdict(data), test, asdict(backbone)]
     with opened(place, compute, "rank", identity) as job:
+        job.run.params({"distilled": distilled, "test": " ".join(test)} | asdict(options))
         index, held_out = ingest.run(job, data), ingest.run(job, replace(data, data=test), False, "test")
         check_classes(REAL, index, held_out)
         own, _ = further_set(job, DISTILLED, distilled, grid, index, held_out)
@@ -131,4 +132,4 @@ def _report(job: Job, found: Mapping[tuple[str, str], list[float]], images: Mapp
         )
     text = markdown(lines, left=2) + "\n\n" + "\n".join(told)
     job.run.text(text, "rank.md")
-    print(f"\n{text}\n\n{job.where_to_look()}")
+    job.report(f"{text}\n")

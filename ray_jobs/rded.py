@@ -219,7 +219,7 @@ def run(wanted: Mosaics, data: Data, backbone: Backbone, compute: Compute, place
         s = written.summary
         job.run.metrics({k: v for k, v in s.items() if isinstance(v, int | float)})
         job.run.dataset("distilled", absolute(out), written.content, "subset", s["images"])
-        print(
-            f"\n{s['images']:,} mosaics, {wanted.images_per_class} a class, {s['payload_bytes']:,} bytes payload\n"
-            f"shards   {absolute(out)}\n{job.where_to_look()}"
+        job.report(
+            f"{s['images']:,} mosaics, {wanted.images_per_class} a class, {s['payload_bytes']:,} bytes payload\n"
+            f"shards   {absolute(out)}"
         )

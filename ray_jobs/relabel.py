@@ -154,6 +154,7 @@ def run(train: tuple[str, ...], data: Data, backbone: Backbone, compute: Compute
     """The command: load the teacher or train it on the data, label the images of `train`, write them."""
     identity = ["relabel", train, asdict(data), asdict(backbone), absolute(out)]
     with opened(place, compute, "relabel", identity) as job:
+        job.run.params({"train": " ".join(train)} | {k: v for k, v in asdict(backbone).items() if v is not None})
         write.check(out)
         probe(job.cluster, [absolute(out)])
         index = ingest.run(job, replace(data, data=train), False, "train")
@@ -162,7 +163,7 @@ def run(train: tuple[str, ...], data: Data, backbone: Backbone, compute: Compute
         made = make(job, index, teacher, out)
         job.run.metrics(made.summary)
         job.run.dataset("relabelled", absolute(out), made.content, "subset", made.summary["images"])
-        print(
-            f"\n{made.summary['images']:,} images with soft labels of {teacher.arch}, {made.summary['soft_payload_bytes']:,} bytes "
-            f"payload, {made.summary['payload_bytes']:,} with hard ones\nshards   {absolute(out)}\n{job.where_to_look()}"
+        job.report(
+            f"{made.summary['images']:,} images with soft labels of {teacher.arch}, {made.summary['soft_payload_bytes']:,} bytes "
+            f"payload, {made.summary['payload_bytes']:,} with hard ones\nshards   {absolute(out)}"
         )

@@ -101,9 +101,7 @@ def run_export(selection: str, to: str, exchange: Exchange, data: Data, compute:
             )
         target.write(name, made)
         job.run.metrics({"images": len(keys)})
-        print(
-            f"\n{len(keys):,} of {index.images:,} images\n{exchange.format:<8} {target.path(name)}\n{job.where_to_look()}"
-        )
+        job.report(f"{len(keys):,} of {index.images:,} images\n{exchange.format:<8} {target.path(name)}")
 
 
 def run_import(source: str, out: str, exchange: Exchange, data: Data, compute: Compute, place: Place) -> None:
@@ -128,9 +126,9 @@ def run_import(source: str, out: str, exchange: Exchange, data: Data, compute: C
         s = written.summary
         job.run.metrics({name: value for name, value in s.items() if isinstance(value, int | float)})
         job.run.dataset("subset", absolute(out), written.content, "subset", s["images"])
-        print(
-            f"\n{s['images']:,} of {index.images:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload\n"
-            f"shards   {absolute(out)}\n{job.where_to_look()}"
+        job.report(
+            f"{s['images']:,} of {index.images:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload\n"
+            f"shards   {absolute(out)}"
         )
 
 

@@ -95,10 +95,10 @@ def run(wanted: Compression, spend: Spend, storage: Storage, compute: Compute, p
         written = write.run(job, copy, subset_of(job, copy, rows.positions), wanted.out, selection.seed)
         job.run.metrics({"images": rows.images, "payload_bytes": payload, "tar_bytes": written.summary["tar_bytes"]})
         job.run.dataset("subset", absolute(wanted.out), written.content, "subset", rows.images)
-        print(
-            f"\n{spending(variant.name, storage.encode)}: {rows.images:,} of {index.images:,} images\n"
+        job.report(
+            f"{spending(variant.name, storage.encode)}: {rows.images:,} of {index.images:,} images\n"
             f"payload  {payload:,} of {budget:,} bytes, {written.summary['tar_bytes'] / 1e6:.2f} MB as tars\n"
-            f"shards   {absolute(wanted.out)}\n{job.where_to_look()}"
+            f"shards   {absolute(wanted.out)}"
         )
 
 

@@ -18,6 +18,7 @@ import ray
 from matplotlib.figure import Figure
 
 from ray_jobs import machine
+from ray_jobs.job import described
 from ray_jobs.machine import NodeMonitor, NodeSampler
 from ray_jobs.tracking import open_tracker
 
@@ -198,6 +199,20 @@ def test_values_that_are_not_finite_are_logged_as_nan(reopen):
         run.metric("loss", math.nan, 1)
     values = [metric.value for metric in tracker.client.get_metric_history(run.id, "loss")]
     assert sorted(map(str, values)) == ["1.0", "nan", "nan"]
+
+
+def test_a_description_says_what_was_asked_and_what_was_found(reopen, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/x/ray_jobs/__main__.py", "rank", "--tracking-uri", "http://me:secret@host/a b"])
+    told = described("| a |\n|--:|\n| 1 |\n\nruns here\nshards there\n")
+    command = "`python -m ray_jobs rank --tracking-uri 'http://host/a b'`"
+    assert told == f"{command}\n\n| a |\n|--:|\n| 1 |\n\nruns here  \nshards there  "
+    monkeypatch.setattr(sys, "argv", ["pytest", "secret"])
+    assert described("found") == "found  "
+    tracker = reopen()
+    with tracker.run("rank", "described") as run:
+        run.note("\n".join(f"| {n} |" for n in range(2000)))
+    note = tracker.client.get_run(run.id).data.tags["mlflow.note.content"]
+    assert len(note) < 5000 and note.endswith(" |\n\nThe rest is among the artifacts.") and note.startswith("| 0 |\n")
 
 
 def test_everything_lies_inside_the_store(tmp_path, monkeypatch):
