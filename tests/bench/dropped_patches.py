@@ -23,6 +23,7 @@ import math
 import statistics
 import tarfile
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -58,7 +59,7 @@ RUNS = (
     "full", *(f"{choice}+{filler}".strip("+") for choice in CHOICES for filler in FILLED), *AT_EQUAL_BYTES,
     *(f"{choice}+masks".strip("+") for choice in CHOICES),
 )  # fmt: skip
-QUALITIES = range(95, 0, -1)
+QUALITIES = range(1, 96)
 RANKED = 256  # images that are ranked together
 
 
@@ -138,12 +139,16 @@ class Draw:
 
     def within(self, codec: str, budget: int) -> list[Encoded]:
         """All images, of the highest quality whose container takes no more bytes."""
-        sources = [(file.extension, file.data) for file in self.files]
-        for quality in QUALITIES:
-            files = encode(sources, Encoding(codec=codec, level=quality))
-            if self.payload(files) <= budget:
-                return files
-        raise ValueError(f"no quality of {codec} takes {budget:,} bytes or less")
+        sources, made = [(file.extension, file.data) for file in self.files], {}
+
+        def taken(quality: int) -> int:
+            made[quality] = encode(sources, Encoding(codec=codec, level=quality))
+            return self.payload(made[quality])
+
+        fit = bisect_right(QUALITIES, budget, key=taken)  # more quality takes more bytes
+        if not fit:
+            raise ValueError(f"no quality of {codec} takes {budget:,} bytes or less")
+        return made[QUALITIES[fit - 1]]
 
     def told_by_masks(self, theta: int, choice: str) -> float:
         """Top-1 in per cent on the last third of the images."""
