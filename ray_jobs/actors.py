@@ -2,17 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import ray
 
-from ray_jobs.cluster import Cluster
-from ray_jobs.options import Compute
+if TYPE_CHECKING:  # it loads PyTorch, which actors that read and write shards can do without
+    from ray_jobs.cluster import Cluster
+    from ray_jobs.options import Compute
 
 RETRIES = 5  # of a task whose actor died, or could not be reached
 UNREACHED_SECONDS = 1.0
 
 
-def pool_size(cluster: Cluster, compute: Compute, device: str, tasks: int) -> int:
+def pool_size(cluster: "Cluster", compute: "Compute", device: str, tasks: int) -> int:
     """Actors for a stage: --actors, or one per GPU where there are GPUs, else per set of CPUs."""
     if compute.actors:
         return min(compute.actors, tasks)
@@ -22,7 +24,7 @@ def pool_size(cluster: Cluster, compute: Compute, device: str, tasks: int) -> in
     return max(1, min(int(fits), tasks))
 
 
-def resources(compute: Compute, device: str) -> dict:
+def resources(compute: "Compute", device: str) -> dict:
     """What an actor reserves."""
     return {"num_cpus": compute.cpus_per_actor, "num_gpus": compute.gpus_per_actor if device == "cuda" else 0}
 
@@ -32,7 +34,7 @@ def map_actors(
     arguments: tuple,
     tasks: Sequence[tuple],
     size: int,
-    compute: Compute,
+    compute: "Compute",
     device: str,
     on_done: Callable[[object], None],
     shared: object = None,

@@ -13,9 +13,9 @@ from ray_jobs.grid import Selected, Variant
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
+from ray_jobs.members import image_members
 from ray_jobs.options import Backbone
 from ray_jobs.payload import palettised_bytes, payload_bytes
-from ray_jobs.shard_reader import image_members
 from ray_jobs.store import canonical_json, sha256
 
 SAMPLED = 1000  # images whose palettised container says how much less it takes than their files

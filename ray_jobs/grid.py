@@ -15,10 +15,10 @@ from ray_jobs.evaluate import Evaluation, check_classes
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
+from ray_jobs.members import image_members
 from ray_jobs.options import Backbone, Data, Selection, option
 from ray_jobs.payload import payload_bytes
 from ray_jobs.seen import Sources, gpu_seconds
-from ray_jobs.shard_reader import image_members
 from ray_jobs.store import canonical_json, sha256
 
 

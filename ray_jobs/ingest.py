@@ -14,13 +14,13 @@ import pyarrow.compute as pc
 from adq.index import Labels, ShardScan, scan
 from adq.shards import DataSet, absolute, buffered, file_info, fingerprint, join, locate, open_file
 from ray_jobs.actors import map_actors, pool_size
-from ray_jobs.options import Data
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import canonical_json, parquet_table, sha256
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
+    from ray_jobs.options import Data
 
 VERSION = 3
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
@@ -142,7 +142,7 @@ class Scanner:
         return self.stage.commit_table(f"shard/{shard}", table)
 
 
-def class_file(data: Data, shards: DataSet) -> tuple[str, ...] | None:
+def class_file(data: "Data", shards: DataSet) -> tuple[str, ...] | None:
     """Class names: --classes, else classes.txt beside the shards, else None (labels are numbers)."""
     if data.classes:
         path = absolute(data.classes)
@@ -161,7 +161,7 @@ def class_file(data: Data, shards: DataSet) -> tuple[str, ...] | None:
     return names
 
 
-def run(job: "Job", data: Data, require_all_classes: bool = True, context: str = "source") -> Index:
+def run(job: "Job", data: "Data", require_all_classes: bool = True, context: str = "source") -> Index:
     """Ingest a data set, or find it done.
 
     Args:

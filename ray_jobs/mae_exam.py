@@ -18,7 +18,8 @@ from adq.patches import grid
 from adq.randomness import seed_of, torch_generator
 from adq.reconstruction import BATCH, psnr, reconstruct
 from adq.shards import read_ranges
-from ray_jobs.shard_reader import Encoded, ShardReader, image_members
+from ray_jobs.members import image_members
+from ray_jobs.shard_reader import Encoded, ShardReader
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from adq.shards import read_ranges
 from palette.codec import LARGEST, encode
 from palette.export import SOFT
 from ray_jobs.ingest import Index
-from ray_jobs.shard_reader import image_members
+from ray_jobs.members import image_members
 from ray_jobs.store import Store
 
 

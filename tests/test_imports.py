@@ -56,3 +56,8 @@ def test_shards_needs_neither_ray_nor_mlflow():
 def test_the_packages_themselves_import_nothing_heavy():
     heavy = (*HEAVY, "torch", "torchvision", "numpy", "PIL")
     assert run(f"import sys, adq, palette; print([name for name in {heavy!r} if name in sys.modules])") == "[]"
+
+
+def test_actors_that_read_and_write_shards_do_without_torch():
+    modules = "ray_jobs.ingest, ray_jobs.write"
+    assert run(f"import sys, {modules}; print([name for name in ('torch', 'mlflow') if name in sys.modules])") == "[]"

@@ -1,0 +1,46 @@
+"""What an index says of the members of its samples: where images lie, how large they are, which samples have others."""
+
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_jobs.ingest import Index
+
+
+class Members(NamedTuple):
+    """Of every row of an index, int64 [N]."""
+
+    offsets: np.ndarray  # of the image, in its shard
+    image_bytes: np.ndarray
+
+
+def image_members(index: Index) -> Members:
+    """Where the images of an index lie, and how large they are."""
+    inner, parents = _flat(index)
+    is_image = _with_extension(inner, *index.image_ext)
+    rows = parents.filter(is_image).to_numpy()
+    found = Members(*(np.zeros(index.table().num_rows, dtype=np.int64) for _ in Members._fields))
+    found.offsets[rows] = pc.struct_field(inner, "offset").filter(is_image).to_numpy()
+    found.image_bytes[rows] = pc.struct_field(inner, "size").filter(is_image).to_numpy()
+    return found
+
+
+def member_bytes(index: Index, extension: str) -> np.ndarray:
+    """Bytes of every row's member with an extension, int64 [N]; 0 where there is none."""
+    inner, parents = _flat(index)
+    wanted = _with_extension(inner, extension)
+    found = np.zeros(index.table().num_rows, dtype=np.int64)
+    found[parents.filter(wanted).to_numpy()] = pc.struct_field(inner, "size").filter(wanted).to_numpy()
+    return found
+
+
+def _flat(index: Index) -> tuple[pa.StructArray, pa.Array]:
+    """All members of an index, and the row of each."""
+    members = index.table()["members"].combine_chunks()
+    return members.flatten(), pc.list_parent_indices(members)
+
+
+def _with_extension(members: pa.StructArray, *extensions: str) -> pa.BooleanArray:
+    return pc.match_substring_regex(pc.struct_field(members, "name"), f"(?i)\\.({'|'.join(extensions)})$")
