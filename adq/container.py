@@ -165,7 +165,17 @@ def _checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
         raise ValueError("no files; a container holds at least one image")
     if not 1 <= classes <= 0xFFFF:
         raise ValueError(f"{classes} classes; expected 1 to 65,535")
-    if soft := labels.dtype.kind == "f" and labels.shape == (count, classes):
+    labels = checked_labels(labels, count, classes)
+    return labels.astype(_label_type(classes, labels.dtype.kind == "f"))
+
+
+def checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
+    """Hard labels, integers [N], as they are, or soft ones, floats [N, C], as float16.
+
+    Raises:
+        ValueError: labels that are neither, that are none of the classes, or that float16 cannot hold.
+    """
+    if labels.dtype.kind == "f" and labels.shape == (count, classes):
         with np.errstate(over="ignore"):
             labels = labels.astype(np.float16)
         if not np.isfinite(labels).all():
@@ -176,7 +186,7 @@ def _checked_labels(labels: np.ndarray, count: int, classes: int) -> np.ndarray:
         )
     elif labels.min() < 0 or labels.max() >= classes:
         raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {classes} classes")
-    return labels.astype(_label_type(classes, soft))
+    return labels
 
 
 def _label_type(classes: int, soft: bool) -> np.dtype:

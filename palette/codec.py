@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from adq.container import checked_labels
 from palette.entropy import Decoder, Encoder
 from palette.prediction import canonical, read_indices, read_palettes, used, write_indices, write_palettes
 
@@ -125,18 +126,7 @@ def check_set(
     _check_sizes(count, *indices.shape[1:], colors, number)
     if indices.max() >= colors:
         raise ValueError(f"an index is {indices.max()}, but the palettes have {colors} colours")
-    if labels.dtype.kind == "f" and labels.shape == (count, number):
-        with np.errstate(over="ignore"):
-            labels = labels.astype(np.float16)
-        if not np.isfinite(labels).all():
-            raise ValueError("a soft label is not finite in float16")
-    elif labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise ValueError(
-            f"labels are {labels.dtype} {list(labels.shape)}; expected integers [{count}] or floats [{count}, {number}]"
-        )
-    elif labels.min() < 0 or labels.max() >= number:
-        raise ValueError(f"labels run from {labels.min()} to {labels.max()}, but there are {number} classes")
-    return palettes, indices, labels
+    return palettes, indices, checked_labels(labels, count, number)
 
 
 def _check_sizes(count: int, height: int, width: int, colors: int, classes: int) -> None:

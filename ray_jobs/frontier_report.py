@@ -25,12 +25,26 @@ RULE_FIELDS = ("arch", "budget", "method", "encoding", "images", "payload", "mea
 
 
 @dataclass(frozen=True, eq=False)
-class Spent:
-    """One training of one spending."""
+class Spending:
+    """A way to spend a budget."""
 
     method: str
     encoding: str  # "" of a set that was made elsewhere
     budget: int
+
+    @property
+    def name(self) -> str:
+        return spending(self.method, self.encoding)
+
+    @property
+    def title(self) -> str:
+        return f"{self.name} in {as_bytes(self.budget)}"
+
+
+@dataclass(frozen=True, eq=False)
+class Spent(Spending):
+    """One training of one spending."""
+
     seed: int
     images: int
     payload: int
@@ -39,22 +53,11 @@ class Spent:
     correct: np.ndarray | None = None  # bool [T]
     training: str = ""
 
-    @property
-    def name(self) -> str:
-        return spending(self.method, self.encoding)
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} in {as_bytes(self.budget)}"
-
 
 @dataclass(frozen=True)
-class Point:
+class Point(Spending):
     """A spending of a budget on a network: shares of test images, means over the seeds."""
 
-    method: str
-    encoding: str
-    budget: int
     arch: str
     images: int
     payload: int
@@ -62,14 +65,6 @@ class Point:
     mean: float
     half_interval: float  # half of the 95 % t-interval; NaN with one seed
     below: tuple[float, float]  # the best spending of the budget less this one, seed by seed, and half of its interval
-
-    @property
-    def name(self) -> str:
-        return spending(self.method, self.encoding)
-
-    @property
-    def title(self) -> str:
-        return f"{self.name} in {as_bytes(self.budget)}"
 
 
 def spending(method: str, encoding: str) -> str:
