@@ -1,7 +1,8 @@
 """Diversity of a bin: a trained discriminator (ADQ eq. 4) and the score that it gives (eq. 5)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -9,6 +10,19 @@ import torch.nn.functional as F
 from torch import nn
 
 from adq.randomness import global_draws, seed_of, torch_generator
+
+BLOCK = 8192  # rows of features that are float32 at once
+
+
+class Features(Protocol):
+    """Rows of features [n, e], float32 where they are taken: a tensor is one."""
+
+    @property
+    def shape(self) -> Sequence[int]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> torch.Tensor: ...
 
 
 @dataclass(frozen=True)
@@ -36,9 +50,13 @@ class Head(nn.Module):
         self.register_buffer("std", torch.ones(features))
         self.layers = nn.Sequential(nn.Linear(features, config.hidden), nn.ReLU(), nn.Linear(config.hidden, config.dim))
 
-    def standardize(self, x: torch.Tensor) -> None:
-        self.mean.copy_(x.mean(dim=0))
-        self.std.copy_(x.std(dim=0).clamp_min(1e-6))
+    def standardize(self, x: "Features") -> None:
+        """Mean and standard deviation of every feature, over blocks of rows: x need not be in memory at once as float32."""
+        blocks = [(start, min(start + BLOCK, len(x))) for start in range(0, len(x), BLOCK)]
+        mean = sum(x[a:b].double().sum(dim=0) for a, b in blocks) / len(x)
+        squares = sum((x[a:b].double() - mean).square().sum(dim=0) for a, b in blocks)
+        self.mean.copy_(mean)
+        self.std.copy_((squares / (len(x) - 1)).sqrt().clamp_min(1e-6))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.normalize(self.layers((x - self.mean) / self.std), dim=1)
@@ -50,8 +68,8 @@ def halves(keys: list[str], seed: int) -> np.ndarray:
 
 
 def train_discriminator(
-    features: torch.Tensor,
-    views: torch.Tensor,
+    features: Features,
+    views: Features,
     config: Discriminator,
     seed: int,
     name: str,
@@ -60,7 +78,7 @@ def train_discriminator(
     """Train d by instance discrimination: the augmented view of an image is its positive, the other images its negatives.
 
     Args:
-        features, views: float32 [n, e], the images and one augmented view of each, in key order.
+        features, views: [n, e], the images and one augmented view of each, in key order.
         name: which half this is; part of the seed.
 
     Returns:
@@ -98,7 +116,13 @@ def info_nce(images: torch.Tensor, views: torch.Tensor, temperature: float) -> t
 
 
 @torch.no_grad()
-def retrieval(head: Head, features: torch.Tensor, views: torch.Tensor, limit: int = 1000) -> float:
+def project(head: Head, features: Features) -> torch.Tensor:
+    """d of every row, block by block: float32 [n, k]."""
+    return torch.cat([head(features[start : start + BLOCK]) for start in range(0, len(features), BLOCK)])
+
+
+@torch.no_grad()
+def retrieval(head: Head, features: Features, views: Features, limit: int = 1000) -> float:
     """Share of the first `limit` images whose own view is the nearest of all their views."""
     images, views = head(features[:limit]), head(views[:limit])
     return (images @ views.T).argmax(dim=1).eq(torch.arange(len(images))).float().mean().item()

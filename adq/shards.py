@@ -204,12 +204,12 @@ def buffered(stream, size: int = 8 << 20) -> io.BufferedReader:
 
 
 def read_ranges(data: DataSet, shard: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at (offset, size) of a shard, and nothing else of it. Raises OSError where the file is shorter."""
+    """The bytes at (offset, size) of a shard, and nothing else of it. Raises ValueError where the file is shorter."""
     with open_file(join(data.root, shard)) as stream:
         parts = [stream.read_at(size, offset) for offset, size in ranges]
     for part, (offset, size) in zip(parts, ranges, strict=True):
         if len(part) != size:
-            raise OSError(f"{join(data.root, shard)}: ends before byte {offset + size}; it changed since ingest")
+            raise ValueError(f"{join(data.root, shard)}: ends before byte {offset + size}; it changed since ingest")
     return parts
 
 

@@ -1,5 +1,6 @@
 """The actor pool: as many actors as fit, tasks handed out as they get free, lost actors replaced by Ray."""
 
+import errno
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ if TYPE_CHECKING:  # it loads PyTorch, which actors that read and write shards c
 
 RETRIES = 5  # of a task whose actor died, or could not be reached
 UNREACHED_SECONDS = 1.0
+STORAGE_SECONDS = 2.0  # before a task whose storage failed is tried again; twice as long each time
+LASTING = (FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError)
 
 
 def pool_size(cluster: "Cluster", compute: "Compute", device: str, tasks: int) -> int:
@@ -22,6 +25,13 @@ def pool_size(cluster: "Cluster", compute: "Compute", device: str, tasks: int) -
     if device == "cuda":
         fits = min(fits, cluster.gpus / compute.gpus_per_actor)
     return max(1, min(int(fits), tasks))
+
+
+def free_now(compute: "Compute", device: str) -> int:
+    """Actors that there is room for at this moment, at least 1."""
+    free, wanted = ray.available_resources(), resources(compute, device)
+    fits = free.get("CPU", 0.0) / wanted["num_cpus"]
+    return max(1, int(min(fits, free.get("GPU", 0.0) / wanted["num_gpus"]) if wanted["num_gpus"] else fits))
 
 
 def resources(compute: "Compute", device: str) -> dict:
@@ -42,7 +52,8 @@ def map_actors(
     """Call `work(*task)` for each task on a pool of actors; `on_done` gets each result as it comes.
 
     An actor that dies is started again by Ray, with the same arguments, and its task is tried again, as is one whose actor could
-    not be reached for a while. An exception in `work` stops the pool. The actors' CPUs and GPUs are free when this returns.
+    not be reached for a while, and one whose storage failed (an OSError that may pass). Any other exception in `work` stops the
+    pool. The actors' CPUs and GPUs are free when this returns.
 
     Args:
         actor_class: a plain class with `ready(shared)` and `work(shared, *task)`.
@@ -62,7 +73,7 @@ def map_actors(
         return actor.ready.remote(reference_of_shared) if ready else actor.work.remote(reference_of_shared, *task)
 
     waiting = list(reversed(tasks))
-    unreached = 0
+    unreached, failed = 0, 0
     # An actor gets its first task, where None stands, when it is up, so one that waits for resources holds nothing back.
     running = {begin(actor, None): (actor, None) for actor in pool}
     try:
@@ -78,6 +89,16 @@ def map_actors(
                 time.sleep(UNREACHED_SECONDS)
                 running[begin(actor, task)] = actor, task
                 continue
+            except ray.exceptions.RayTaskError as error:
+                failed += 1
+                if failed > RETRIES or not may_pass(cause(error)):
+                    raise
+                told = f"{type(cause(error)).__name__}: {cause(error)}".splitlines()[0]
+                print(f"warning: {told}; trying again", flush=True)
+                time.sleep(STORAGE_SECONDS * 2 ** (failed - 1))
+                running[begin(actor, task)] = actor, task
+                continue
+            failed = 0
             if task is not None:
                 on_done(result)
             if waiting:
@@ -98,6 +119,12 @@ def _wait_until_free(before: dict, limit: float = 10.0) -> None:
         if all(now.get(kind, 0) >= before.get(kind, 0) for kind in ("CPU", "GPU")):
             return
         time.sleep(0.05)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether a later try may succeed where this one failed: storage that does not answer, rather than what is not there."""
+    lasting = isinstance(error, LASTING) or getattr(error, "errno", None) in (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
+    return isinstance(error, OSError) and not lasting
 
 
 def cause(error: BaseException) -> BaseException:

@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from adq.graphcut import graphcut_bins
 from adq.shards import absolute, buffered, open_file
 from ray_jobs import graphcut
-from ray_jobs.actors import pool_size, resources
+from ray_jobs.actors import free_now, pool_size, resources
 from ray_jobs.class_means import class_means, nearest
 from ray_jobs.graphcut import Cut, Piece
 from ray_jobs.ingest import Index
@@ -67,12 +67,18 @@ def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.n
     own = parquet_table(data)
     if not {"key", "embedding"} <= set(own.column_names):
         raise ValueError(f"--embeddings {path}: columns {own.column_names}; expected key and embedding")
-    place = {key: i for i, key in enumerate(own["key"].to_pylist())}
-    missing = [key for key in keys if key not in place]
-    if missing:
-        raise ValueError(f"--embeddings {path}: no row for {len(missing):,} keys of the data, e.g. {missing[0]!r}")
-    rows = np.stack([np.asarray(row, dtype=np.float32) for row in own["embedding"].to_pylist()])
-    return rows[[place[key] for key in keys]], keys, labels, sha256(data)
+    place = pc.index_in(table["key"].combine_chunks(), value_set=own["key"].cast(table["key"].type).combine_chunks())
+    if place.null_count:
+        missing = table["key"].filter(pc.is_null(place))
+        raise ValueError(
+            f"--embeddings {path}: no row for {len(missing):,} keys of the data, e.g. {missing[0].as_py()!r}"
+        )
+    found = own.take(place)
+    lengths = pc.unique(pc.list_value_length(found["embedding"])).to_pylist()
+    if len(lengths) != 1 or None in lengths:
+        raise ValueError(f"--embeddings {path}: embeddings of {len(lengths)} lengths, {lengths[:5]}; expected one")
+    rows = matrix(found, "embedding").astype(np.float32)
+    return rows, keys, labels, sha256(data)
 
 
 def embeddings_by_key(extract: Manifest | None, own: tuple | None) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -188,7 +194,7 @@ def _actors(job: "Job", extract: Manifest) -> int:
     width = len(first[0]) if len(first) else 0
     if 4 * width * sum(part.rows for part in extract.parts) <= IN_THE_DRIVER:
         return 0
-    return pool_size(job.cluster, job.compute, job.device, len(extract.parts))
+    return min(pool_size(job.cluster, job.compute, job.device, len(extract.parts)), free_now(job.compute, job.device))
 
 
 def _by_actors(

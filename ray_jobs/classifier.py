@@ -116,12 +116,20 @@ def fit(
 
 
 def count_correct(
-    member: "Member", model: nn.Module, data: Held | Streamed, transform: InputTransform, every: int = 1
+    member: "Member",
+    model: nn.Module,
+    data: Held | Streamed,
+    transform: InputTransform,
+    every: int = 1,
+    some: bool = False,
 ) -> np.ndarray:
     """Whether each image at positions 0, `every`, 2 `every`, ... is classified correctly, by all workers together.
 
+    Args:
+        some: images that `data` leaves out, since they cannot be decoded, are left out here, too.
+
     Returns:
-        bool [ceil(N / every)], the same on every worker.
+        bool [ceil(N / every)], or fewer, the same on every worker.
 
     Raises:
         RuntimeError: an image was not counted exactly once.
@@ -134,6 +142,7 @@ def count_correct(
         hits[0].index_add_(0, at, torch.from_numpy(right).int())
         hits[1].index_add_(0, at, torch.ones(len(at), dtype=torch.int32))
     right, counted = member.sum(hits)
-    if not bool((counted == 1).all()):
-        raise RuntimeError(f"{int((counted != 1).sum())} of {len(counted)} test images were not counted exactly once")
-    return right.bool().numpy()
+    wrong = (counted > 1) if some else (counted != 1)
+    if bool(wrong.any()):
+        raise RuntimeError(f"{int(wrong.sum())} of {len(counted)} test images were not counted exactly once")
+    return right[counted == 1].bool().numpy()

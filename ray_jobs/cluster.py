@@ -19,7 +19,7 @@ PACKAGES = ("adq", "palette", "ray_jobs")
 
 @dataclass(frozen=True)
 class Cluster:
-    """What the cluster had free when the job began."""
+    """What the cluster has. What is free changes: actors that find no room wait for it, and a result must not depend on it."""
 
     cpus: float
     gpus: float
@@ -28,7 +28,7 @@ class Cluster:
     def device(self, wanted: str) -> str:
         """cpu or cuda. Raises ValueError for cuda without a GPU."""
         if wanted == "cuda" and self.gpus < 1:
-            raise ValueError("--device cuda: the cluster has no free GPU; use --device cpu, or add a node with one")
+            raise ValueError("--device cuda: the cluster has no GPU; use --device cpu, or add a node with one")
         if wanted != "auto":
             return wanted
         return "cuda" if self.gpus >= 1 else "cpu"
@@ -72,12 +72,21 @@ def connected(local_cpus: int | None = None) -> Iterator[Cluster]:
         except ConnectionError as error:
             raise ConnectionError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
     try:
-        free = ray.available_resources()
+        there = ray.cluster_resources()
         alive = [node for node in ray.nodes() if node["Alive"]]
-        yield Cluster(free.get("CPU", 1.0), free.get("GPU", 0.0), len(alive))
+        yield Cluster(there.get("CPU", 1.0), there.get("GPU", 0.0), len(alive))
     finally:
         if mine:
             ray.shutdown()
+
+
+def check_memory(wanted: int, what: str, instead: str) -> None:
+    """Raises ValueError where no node has so many bytes, before hours are spent until a worker is killed for them."""
+    most = max((node["Resources"].get("memory", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if most and wanted > most:
+        raise ValueError(
+            f"{what} take {wanted / 1e9:.1f} GB in one process, the largest node has {most / 1e9:.1f} GB: {instead}"
+        )
 
 
 @ray.remote(num_cpus=0, max_retries=0)

@@ -9,16 +9,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
 from adq.sampling import kept
-from ray_jobs import ingest
+from ray_jobs import dynamics, ingest
+from ray_jobs.classifier import input_side
 from ray_jobs.comparison import Cell, cells, report
 from ray_jobs.cost import estimate, gpus_each
-from ray_jobs.evaluate import Wanted, check_classes, finish, planned
+from ray_jobs.evaluate import Wanted, check_classes, check_parts, finish, planned
 from ray_jobs.grid import Grid, Selected, further_set
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
 from ray_jobs.packing import pack
 from ray_jobs.recorder import Recorder
+from ray_jobs.sample import needs
+from ray_jobs.stages import Stage
 from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.trainings import PART, Plan, correct_of, facts_of, train_and_test
 from ray_jobs.workers import Group, run_group
@@ -35,6 +38,9 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
         for share in shares:
             kept(share, index.images)
         check_classes("--data", index, test)
+        check_parts(job, index, shares, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
+        if any("dynamics" in needs(variant.selection.method) for variant in variants):
+            dynamics.check(job, index, grid.backbone)
         options = {
             name: value
             for part in (grid.comparison, grid.evaluation, grid.data, grid.selection, grid.backbone)
@@ -124,7 +130,11 @@ def train_all(job: Job, plan: Plan, workers: int, gpus: float, parents: Mapping[
     if pending:
         with recorder.live(list(pending.values())):
             if workers > 1:
-                group = Group(workers, job.compute.threads, job.device, next(iter(pending.values())).stage)
+                # Named by all trainings, also those that are done: a command that is run again finds the checkpoint of the one
+                # that was cut off.
+                every = {t.name: t.stage.digest for t in plan.trainings}
+                stage = Stage(job.store, "trainings", 1, every, {})
+                group = Group(workers, job.compute.threads, job.device, stage)
                 group.check()
                 run_group(group, train_and_test, replace(plan, trainings=tuple(pending.values())), recorder.on_note)
                 group.clean()

@@ -64,6 +64,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
     index = ingest.run(job, wanted.data)
     if "sample" in todo:
         kept(selection.keep, index.images)
+    if "dynamics" in todo:
+        dynamics.check(job, index, wanted.backbone)
     if "bins" in wanted.needs() and index.images < selection.bins:
         raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
     job.run.dataset(

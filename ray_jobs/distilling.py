@@ -19,6 +19,7 @@ from palette.matching import chunk_size, embed
 from palette.network import WITH_NETWORK, normalise
 from palette.recipe import Distillation
 from ray_jobs.classifier import SPEAK_SECONDS, Classifier, Note, fit
+from ray_jobs.cluster import check_memory
 from ray_jobs.distilled_set import as_table
 from ray_jobs.experts import Network, trajectory
 from ray_jobs.ingest import Index
@@ -64,6 +65,9 @@ class Share:
     experts: tuple[Manifest, ...]
 
 
+SMALLER = "give a smaller --image-size, or --start random, which reads a part of them"
+
+
 def _class_part(label: int) -> str:
     return f"class/{label:05d}"
 
@@ -91,6 +95,7 @@ def start(
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         if not set(names) <= stage.committed().keys():
+            check_memory(index.images * 3 * side**2, f"{index.images:,} images of {side} pixels", SMALLER)
             progress = Progress("start", epochs * index.images)
 
             def on_note(note: Note) -> None:
@@ -114,11 +119,8 @@ def _embed_images(member: Member, plan: Start) -> None:
     data = open_set(plan.index, transform, "decoded", member.threads, plan.leave_out)
     images = data.images.images
     if plan.colors is not None:
-        seen = [
-            quantise(part.permute(0, 2, 3, 1).to(member.device), plan.colors).permute(0, 3, 1, 2).cpu()
-            for part in images.split(QUANTISED)
-        ]
-        images = torch.cat(seen).contiguous()
+        for part in images.split(QUANTISED):  # in place: a whole data set is held once
+            part.copy_(quantise(part.permute(0, 2, 3, 1).to(member.device), plan.colors).permute(0, 3, 1, 2))
     held = Held(TensorImages(images, data.labels), data.keys, data.dropped)
     model, losses = fit(member, plan.classifier, held, plan.stage.digest)
     model.eval()

@@ -52,6 +52,17 @@ class Watcher:
         return self.stage.commit_table("dynamics", pa.table({"key": data.keys, **columns}))
 
 
+def check(job: "Job", index: Index, backbone: Backbone) -> str:
+    """How the images are held. Raises ValueError where they do not fit a worker's memory."""
+    side = backbone.side(index.side)
+    how = how_to_hold(index, input_transform(backbone.name(index.side, job.device), side))
+    if how == "streamed":
+        raise ValueError(
+            f"{index.image_bytes / 1e9:.1f} GB of images do not fit a worker, which methods that watch a training need"
+        )
+    return how
+
+
 def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Manifest:
     """Watch the extractor's network learn the data for ten epochs, or find it done.
 
@@ -62,11 +73,7 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
     transform = input_transform(arch, side)
     recipe = default_recipe(arch, side, EPOCHS)
     classifier = Classifier(arch, len(index.classes), 0, transform, recipe, backbone.feature_seed)
-    how = how_to_hold(index, transform)
-    if how == "streamed":
-        raise ValueError(
-            f"{index.image_bytes / 1e9:.1f} GB of images do not fit a worker, which methods that watch a training need"
-        )
+    how = check(job, index, backbone)
     stage = Stage(
         job.store, "dynamics", VERSION, {"index": index.manifest.content},
         classifier.config() | {"order": order_kind(how), "threads": job.compute.threads, "device": job.device},

@@ -8,6 +8,7 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
+import numpy as np
 import pyarrow as pa
 
 from adq.extractor import InputTransform, input_transform
@@ -226,12 +227,31 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
     return Plan(tuple(trainings), replace(test), test_how)
 
 
+def check_parts(job: Job, index: Index, shares: Iterable[float], options: Evaluation, side: int) -> None:
+    """What can be known of parts of a set before they are chosen.
+
+    Raises:
+        ValueError: one would not fit into `options.memory`; the cluster cannot hold the workers.
+    """
+    if options.workers > 1:
+        Group(options.workers, job.compute.threads, job.device, index.manifest.stage).check()
+    for share in shares:
+        rows = Rows(np.arange(round(share * index.images)), "", int(share * index.image_bytes))
+        for arch in options.archs(job.device):
+            recipe = options.recipe_for(arch, side)
+            _held(
+                Wanted(f"keep {share:g}", index, (), rows), input_transform(arch, side), options.memory, recipe.augment
+            )
+
+
 def _held(wanted: Wanted, transform: InputTransform, memory: float, augment: str) -> tuple[str, Rows | None]:
     """How a worker holds a set; a part of one is read by itself where the whole would not fit."""
     soft_classes = len(wanted.index.classes) if wanted.soft else 0
     how = how_to_hold(wanted.index, transform, memory, soft_classes, augment)
     if wanted.rows is None or how != "streamed":
         return how, wanted.rows
+    if wanted.rows.images == wanted.index.images:
+        return how, None
     how = how_to_hold(wanted.rows, transform, memory, soft_classes, augment)
     if how == "streamed":
         raise ValueError(

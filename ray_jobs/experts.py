@@ -22,6 +22,7 @@ from adq.training import correct
 from palette.experts import ExpertRecipe, train_expert
 from palette.matching import unflatten
 from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.cluster import check_memory
 from ray_jobs.ingest import Index
 from ray_jobs.loading import open_set
 from ray_jobs.options import Compute, Data, Place, option
@@ -230,6 +231,11 @@ def train(
             progress.add()
 
         if missing:
+            check_memory(
+                2 * index.images * 3 * side**2,
+                f"twice {index.images:,} images of {side} pixels",
+                "give a smaller --image-size",
+            )
             plan = Plan(index, transform, recipe, options.expert_seed, job.device, job.compute.threads, leave_out,
                         checkpoint_seconds)  # fmt: skip
             size = pool_size(job.cluster, job.compute, job.device, len(missing))

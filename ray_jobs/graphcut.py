@@ -6,135 +6,24 @@ rows again; all blocks then begin anew from the picks so far. Scope "class": the
 classes, and works alone.
 """
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import ray
-import torch
 
-from adq.fixed_point import check_rows, largest_entry, make_grid
-from adq.graphcut import block_of, blocks_bins, class_bins
+from adq.fixed_point import make_grid
+from adq.graphcut import blocks_bins
 from adq.graphcut_blocks import BlockLost
 from adq.graphcut_messages import Answer, Bound, Candidates, Near, Request
-from ray_jobs.actors import RETRIES
-from ray_jobs.class_means import ClassSums, class_sums, means_of, nearest
-from ray_jobs.stages import Part, Stage
-from ray_jobs.store import parquet_table
+from ray_jobs.class_means import means_of
+from ray_jobs.graphcut_actor import GraphCutActor, NotBegun, Piece, Share, by_class
 
 PATIENCE = 60  # times that an actor is asked again while it is started again
 WAIT = 600.0  # seconds for a lost actor to come back
-
-
-class Piece(NamedTuple):
-    """A part of the features, and where its rows belong: indices int64, -1 for images that could not be decoded; labels int64."""
-
-    stage: Stage
-    part: Part
-    indices: np.ndarray
-    labels: np.ndarray
-
-
-class NotBegun(RuntimeError):
-    """An actor was started again and has no block yet."""
-
-
-class GraphCutActor:
-    """Rows of some parts (scope "global") or of some classes (scope "class")."""
-
-    def __init__(self, pieces: Sequence, threads: int, device: str):
-        torch.set_num_threads(threads)
-        self.device, self.block, self.centred = device, None, False
-        found = [read_piece(piece) if isinstance(piece, Piece) else piece for piece in _fetched(pieces)]
-        rows, indices, labels = (np.concatenate(column) for column in zip(*found, strict=True))
-        order = np.argsort(indices)
-        self.rows, self.indices, self.labels = rows[order], indices[order], labels[order]
-
-    def process(self) -> int:
-        return os.getpid()
-
-    def _centre(self, means: np.ndarray | None) -> None:
-        """Subtract the class means, once. Every method is told them: an actor that was started again has raw rows."""
-        if means is not None and not self.centred:
-            self.rows, self.centred = self.rows - means[self.labels], True
-
-    def check(self, means: np.ndarray | None, unit: bool) -> tuple[str, int] | None:
-        """The first bad row: its trouble and its index."""
-        self._centre(means)
-        for place in range(0, len(self.rows), 4096):
-            try:
-                check_rows(self.rows[place : place + 4096], unit)
-            except ValueError:
-                for i in range(place, min(place + 4096, len(self.rows))):
-                    try:
-                        check_rows(self.rows[i : i + 1], unit)
-                    except ValueError as error:
-                        return str(error).partition("embeddings ")[2], int(self.indices[i])
-        return None
-
-    def largest(self, means: np.ndarray | None) -> float:
-        self._centre(means)
-        return largest_entry(self.rows)
-
-    def sums(self, means: np.ndarray | None, unit: bool, largest: float, classes: int) -> ClassSums:
-        self._centre(means)
-        return class_sums(self.rows, self.labels, unit, largest, classes)
-
-    def nearest(self, means: np.ndarray | None, bins: np.ndarray, unit_means: np.ndarray, num_bins: int) -> np.ndarray:
-        self._centre(means)
-        return nearest(self.rows, self.labels, bins[self.indices], unit_means, num_bins)
-
-    def class_bins(
-        self, means: np.ndarray | None, num_bins: int, kernel: str, largest: float
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(indices, bins, ranks) of whole classes."""
-        self._centre(means)
-        if not len(self.rows):
-            return self.indices, self.indices, self.indices
-        bins, ranks = class_bins(self.rows, self.labels, num_bins, kernel, largest, device=self.device)
-        return self.indices, bins, ranks
-
-    def begin(self, means: np.ndarray | None, kernel: str, largest: float, taken: np.ndarray) -> None:
-        self._centre(means)
-        self.block = block_of(self.rows, self.indices, kernel, largest, self.device, taken)
-
-    def call(self, name: str, *args):
-        """A method of the block. Raises NotBegun where there is none."""
-        if self.block is None:
-            raise NotBegun
-        return getattr(self.block, name)(*args)
-
-
-def _fetched(pieces: Sequence) -> list:
-    return [ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece for piece in pieces]
-
-
-def read_piece(piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(rows float32 [n, d], indices, labels) of the images that could be decoded."""
-    table = parquet_table(piece.stage.read(piece.part), ["embedding", "error"])
-    table = table.filter(pc.is_null(table["error"])).combine_chunks()
-    array = table["embedding"].combine_chunks()
-    good = piece.indices >= 0
-    if isinstance(array, pa.ChunkedArray) or len(array) != int(good.sum()):
-        raise ValueError(f"{piece.part.path}: {len(array)} features, {int(good.sum())} expected")
-    rows = (
-        array.flatten().to_numpy(zero_copy_only=False).reshape(len(array), -1)
-        if len(array)
-        else np.zeros((0, 0), np.float32)
-    )
-    return rows, piece.indices[good], piece.labels[good]
-
-
-@ray.remote(max_retries=RETRIES)
-def by_class(piece: Piece, owner: np.ndarray, groups: int) -> list:
-    """The rows of a part, one share for each group of classes."""
-    rows, indices, labels = read_piece(piece)
-    shares = [(rows[mine], indices[mine], labels[mine]) for g in range(groups) for mine in [owner[labels] == g]]
-    return shares if groups > 1 else shares[0]
+PLACED = 30.0  # seconds after which no further actor is waited for, when some are up
+QUIET = 60.0  # seconds of waiting without a word
 
 
 class RemoteBlocks:
@@ -143,12 +32,14 @@ class RemoteBlocks:
     def __init__(
         self,
         actors: Sequence,
+        shares: Sequence[Share],
         means: ray.ObjectRef | None,
         kernel: str,
         largest: float,
         taken: Callable[[], np.ndarray],
     ):
-        self.actors, self.means, self.kernel, self.largest, self.taken = actors, means, kernel, largest, taken
+        self.actors, self.shares, self.taken = actors, shares, taken
+        self.means, self.kernel, self.largest = means, kernel, largest
         self._begin()
 
     def _begin(self) -> None:
@@ -156,7 +47,9 @@ class RemoteBlocks:
         end = time.monotonic() + WAIT
         while True:
             try:
-                ray.get([actor.begin.remote(self.means, self.kernel, self.largest, taken) for actor in self.actors])
+                how = self.means, self.kernel, self.largest, taken
+                pairs = zip(self.actors, self.shares, strict=True)
+                ray.get([actor.begin.remote(share, *how) for actor, share in pairs])
                 return
             except ray.exceptions.RayActorError:
                 if time.monotonic() > end:
@@ -232,18 +125,47 @@ def cut(
         ValueError: a zero, NaN or infinite row, with its key.
     """
     remote = ray.remote(GraphCutActor).options(max_restarts=-1, **options)
-    if scope == "global":
-        shares: list = [list(pieces[a::actors]) for a in range(actors)]
-    else:
-        shares = _split(pieces, np.arange(classes) % actors, actors)
-    # Held here as long as the actors live: an actor that is started again reads its share again.
-    held = [ray.put(share) for share in shares if share]
-    pool = [remote.remote(share, threads, device) for share in held]
+    most = len(pieces) if scope == "global" else classes
+    pool = _placed([remote.remote(threads, device) for _ in range(min(actors, most))])
     try:
-        return _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named)
+        if scope == "global":
+            shares: list = [list(pieces[a :: len(pool)]) for a in range(len(pool))]
+        else:
+            shares = _split(pieces, np.arange(classes) % len(pool), len(pool))
+        held = [[ray.put(share)] for share in shares]
+        return _cut(pool, held, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named)
     finally:
         for actor in pool:
             ray.kill(actor)
+
+
+def _placed(asked: list) -> list:
+    """The actors that there is room for: all, or those that are up when no other has come for a while."""
+    waiting, up = {actor.process.remote(): actor for actor in asked}, []
+    while waiting:
+        done, _ = ray.wait(list(waiting), timeout=PLACED if up else QUIET)
+        if done:
+            ray.get(done)
+            up += [waiting.pop(one) for one in done]
+        elif up:
+            break
+        else:
+            print("bins       waits for room for an actor", flush=True)
+    for actor in waiting.values():
+        ray.kill(actor)
+    if waiting:
+        print(f"bins       room for {len(up)} of {len(asked)} actors", flush=True)
+    return up
+
+
+def _answers(calls: list[ray.ObjectRef]) -> list:
+    """What actors answer, that are waited for while they are started again; says so."""
+    waiting = calls
+    while waiting:
+        _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=QUIET)
+        if waiting:
+            print(f"bins       waits for {len(waiting)} of {len(calls)} actors", flush=True)
+    return ray.get(calls)
 
 
 def _split(pieces: Sequence[Piece], owner: np.ndarray, actors: int) -> list[list]:
@@ -264,12 +186,13 @@ def _split(pieces: Sequence[Piece], owner: np.ndarray, actors: int) -> list[list
     return [[parts[a] for parts in split] for a in range(actors)]
 
 
-def _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named) -> Cut:
+def _cut(pool, held, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named) -> Cut:
     means = None
 
     def every(name: str, *args) -> list:
         """A method that needs no block: an actor that is lost loads its rows again, and is asked again."""
-        return ray.get([getattr(actor, name).options(max_task_retries=PATIENCE).remote(means, *args) for actor in pool])
+        patient = [getattr(actor, name).options(max_task_retries=PATIENCE) for actor in pool]
+        return _answers([method.remote(share, means, *args) for method, share in zip(patient, held, strict=True)])
 
     for trouble in every("check", kernel == "cosine" and not centre):
         if trouble:
@@ -286,8 +209,8 @@ def _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, r
     if scope == "class":
         bins, ranks = np.empty(count, dtype=np.int64), np.empty(count, dtype=np.int64)
         waiting = [
-            actor.class_bins.options(max_task_retries=PATIENCE).remote(means, num_bins, kernel, largest)
-            for actor in pool
+            actor.class_bins.options(max_task_retries=PATIENCE).remote(share, means, num_bins, kernel, largest)
+            for actor, share in zip(pool, held, strict=True)
         ]
         while waiting:
             done, waiting = ray.wait(waiting)
@@ -302,7 +225,7 @@ def _cut(pool, count, num_bins, scope, kernel, centre, classes, on_step, save, r
             picked = picks
             save(picks)
 
-        blocks = RemoteBlocks(pool, means, kernel, largest, lambda: picked)
+        blocks = RemoteBlocks(pool, held, means, kernel, largest, lambda: picked)
         bins, ranks = blocks_bins(
             blocks, make_grid(kernel, largest), count, num_bins, on_step, save=keep, resume=resume
         )

@@ -21,6 +21,7 @@ from ray_jobs.ingest import Index
 from ray_jobs.shard_reader import Encoded, ShardReader
 from ray_jobs.streaming import SHARE_BATCH, Streamed, ahead, interval
 
+FEW = 0.25  # of a shard's images: fewer are read one by one, more with the whole shard
 MEMORY_GB = 4.0  # of images in one worker; a constant, since what a machine has free must not decide results
 
 
@@ -177,8 +178,12 @@ def open_set(
             images[place[position]] = image
 
     with ThreadPoolExecutor(threads) as pool:
-        for shard in sorted(shard for shard, there in reader.positions.items() if (place[there] >= 0).any()):
-            waiting = reader.encoded(shard)
+        for shard, there in sorted(reader.positions.items()):
+            wanted = there[place[there] >= 0]
+            if not len(wanted):
+                continue
+            few = len(wanted) < FEW * len(there)
+            waiting = reader.chosen(shard, wanted) if few else reader.encoded(shard)
             while chunk := list(islice(waiting, 64 * threads)):
                 list(pool.map(lambda part: [keep(sample) for sample in part], _split(chunk, threads)))
     if not leave_out:

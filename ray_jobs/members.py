@@ -1,12 +1,20 @@
-"""What an index says of the members of its samples: where images lie, how large they are, which samples have others."""
+"""What an index says of the members of its samples: where images lie, how large they are, which samples have others; and the
+members of some samples, read without the rest of their shards.
+"""
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adq.shards import DataSet, read_ranges
 from ray_jobs.ingest import Index
+from ray_jobs.store import sha256
+
+Row = tuple[str, str, list[dict]]  # key, shard, and its members as the index has them
 
 
 class Members(NamedTuple):
@@ -44,3 +52,23 @@ def _flat(index: Index) -> tuple[pa.StructArray, pa.Array]:
 
 def _with_extension(members: pa.StructArray, *extensions: str) -> pa.BooleanArray:
     return pc.match_substring_regex(pc.struct_field(members, "name"), f"(?i)\\.({'|'.join(extensions)})$")
+
+
+def read_members(data: DataSet, rows: Sequence[Row]) -> dict[tuple[str, str], bytes]:
+    """The members of these rows, by key and name: of their shards, only their byte ranges are read.
+
+    Raises:
+        ValueError: one changed since ingest.
+    """
+    wanted = defaultdict(list)
+    for key, shard, members in rows:
+        wanted[shard] += [(m["offset"], m["size"], key, m) for m in members]
+    found: dict[tuple[str, str], bytes] = {}
+    for shard, ranges in sorted(wanted.items()):
+        ranges.sort(key=lambda r: r[0])
+        parts = read_ranges(data, shard, [(offset, size) for offset, size, _, _ in ranges])
+        for part, (_, _, key, member) in zip(parts, ranges, strict=True):
+            if sha256(part) != member["sha256"]:
+                raise ValueError(f"{data.root}/{shard}: member {member['name']} changed since ingest; run ingest again")
+            found[key, member["name"]] = part
+    return found

@@ -23,12 +23,13 @@ from ray_jobs.frozen import Frozen, shared_weights
 from ray_jobs.ingest import Index, undecodable
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import Rows
+from ray_jobs.members import Row, read_members
 from ray_jobs.options import Backbone, Compute, Data, Place
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, canonical_json, sha256
-from ray_jobs.write import Output, Row
+from ray_jobs.write import Output
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
@@ -64,7 +65,7 @@ class Teacher(Frozen):
         """
         self.ready(weights)
         plan = self.plan
-        found = write.read_members(plan.data, rows)
+        found = read_members(plan.data, rows)
         tried = list(self.pool.map(self._load, [found[row[0], image] for row, image in zip(rows, images, strict=True)]))
         if bad := [
             (row[1], row[0], str(one)) for row, one in zip(rows, tried, strict=True) if isinstance(one, Exception)

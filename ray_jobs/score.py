@@ -2,11 +2,12 @@
 discriminator (trained once for all bins), ratios (eq. 5, exact, by actors over parts of bins), score (put together)."""
 
 import io
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 import torch
 
@@ -16,6 +17,7 @@ from adq.diversity import (
     cosines,
     diversity,
     halves,
+    project,
     ratios,
     retrieval,
     top_share,
@@ -31,6 +33,7 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import parquet_bytes, parquet_table
 
 VERSION = 1
+TRAINING = 2  # of the discriminator
 BLOCK = 4096  # rows of a bin that are one task
 RETRIEVAL_LIMIT = 1000
 SCORE_COLUMNS = (
@@ -42,11 +45,50 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
 
-def _inputs(table: pa.Table) -> tuple[torch.Tensor, torch.Tensor]:
-    """[penultimate ; pooled intermediate] features of the images and of their views: float32 [N, e]."""
-    image = np.concatenate([matrix(table, "embedding"), matrix(table, "pooled").astype(np.float32)], axis=1)
-    view = np.concatenate([matrix(table, "view"), matrix(table, "view_pooled")], axis=1).astype(np.float32)
-    return torch.from_numpy(image), torch.from_numpy(view)
+@dataclass(frozen=True)
+class Stored:
+    """Features as they are stored, columns side by side; float32 where rows are taken. See `adq.diversity.Features`."""
+
+    columns: tuple[np.ndarray, ...]  # [N, .] each, float32 or float16
+    rows: np.ndarray | None = None  # those that are meant, int64 [n]; all by default
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return len(self), sum(column.shape[1] for column in self.columns)
+
+    def __len__(self) -> int:
+        return len(self.columns[0]) if self.rows is None else len(self.rows)
+
+    def __getitem__(self, wanted: slice | torch.Tensor) -> torch.Tensor:
+        wanted = wanted if isinstance(wanted, slice) else wanted.numpy()
+        rows = wanted if self.rows is None else self.rows[wanted]
+        return torch.from_numpy(np.concatenate([column[rows].astype(np.float32) for column in self.columns], axis=1))
+
+    def of(self, rows: np.ndarray) -> "Stored":
+        return Stored(self.columns, rows)
+
+
+def _inputs(extract: Manifest) -> tuple[list[str], Stored, Stored]:
+    """Keys, and [penultimate ; pooled intermediate] features of the images and of their views, in the order of the keys.
+
+    Each part is put into its place as it is read: the features are in memory once, as they are stored.
+    """
+    order = sorted_features(extract, [])["key"].combine_chunks()
+    names = ("embedding", "pooled", "view", "view_pooled")
+    columns: dict[str, np.ndarray] = {}
+    for part in extract.parts:
+        table = extract.table(part.name, ["key", "error", *names])
+        table = table.filter(pc.is_null(table["error"])).combine_chunks()
+        if not table.num_rows:
+            continue
+        places = pc.index_in(table["key"].combine_chunks(), value_set=order).to_numpy()
+        for name in names:
+            values = matrix(table, name)
+            if name not in columns:
+                columns[name] = np.empty((len(order), values.shape[1]), dtype=values.dtype)
+            columns[name][places] = values
+    embedding, pooled, view, view_pooled = (columns[name] for name in names)
+    return order.to_pylist(), Stored((embedding, pooled)), Stored((view, view_pooled))
 
 
 def _train(
@@ -54,35 +96,31 @@ def _train(
 ) -> tuple[bytes, pa.Table, dict]:
     """Both heads, every image projected by them, and how well they learned. Runs in a Ray task of its own."""
     torch.set_num_threads(threads)
-    table = sorted_features(extract, ["embedding", "pooled", "view", "view_pooled"])
-    keys = table["key"].to_pylist()
-    images, views = _inputs(table)
-    side = torch.from_numpy(halves(keys, seed))
+    keys, images, views = _inputs(extract)
+    side = halves(keys, seed)
     projected, own_view = [], torch.empty(len(keys), config.dim)
     states, summary = {}, {"images": len(keys)}
     found = {"before": [], "after": []}
     losses = np.zeros((2, config.steps))
     for half in (0, 1):
-        mine, other = side == half, side != half
+        mine, other = np.flatnonzero(side == half), np.flatnonzero(side != half)
 
         def on_step(step: int, loss: float, half: int = half) -> None:
             losses[half, step] = loss
 
-        untrained = train_discriminator(
-            images[mine], views[mine], Discriminator(**{**asdict(config), "steps": 0}), seed, str(half)
-        )
-        head = train_discriminator(images[mine], views[mine], config, seed, str(half), on_step)
-        found["before"].append(retrieval(untrained, images[other], views[other], RETRIEVAL_LIMIT))
-        found["after"].append(retrieval(head, images[other], views[other], RETRIEVAL_LIMIT))
-        with torch.no_grad():
-            projected.append(torch.cat([head(block) for block in images.split(8192)]))
-            own_view[other] = torch.cat([head(block) for block in views[other].split(8192)])
+        own, others = (images.of(mine), views.of(mine)), (images.of(other), views.of(other))
+        untrained = train_discriminator(*own, Discriminator(**{**asdict(config), "steps": 0}), seed, str(half))
+        head = train_discriminator(*own, config, seed, str(half), on_step)
+        found["before"].append(retrieval(untrained, *others, RETRIEVAL_LIMIT))
+        found["after"].append(retrieval(head, *others, RETRIEVAL_LIMIT))
+        projected.append(project(head, images))
+        own_view[torch.from_numpy(other)] = project(head, views.of(other))
         states |= {f"{half}.{name}": value for name, value in head.state_dict().items()}
     summary |= {f"retrieval_{when}": round(float(np.mean(v)), 4) for when, v in found.items()}
     summary |= {"loss": [round(float(loss), 5) for loss in losses.mean(axis=0)]}
     if config.steps:
         summary |= {"loss_first": summary["loss"][0], "loss_last": round(float(losses[:, -10:].mean()), 5)}
-    columns = [pa.array(keys), pa.array(side.numpy(), pa.int8())]
+    columns = [pa.array(keys), pa.array(side, pa.int8())]
     for values in (*projected, own_view):
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), config.dim))
     buffer = io.BytesIO()
@@ -94,7 +132,7 @@ def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manife
     """Train the discriminator, or find it done: one for all bins, two halves, each image scored by the one that never saw it."""
     config = Discriminator(temperature=selection.temperature)
     stage = Stage(
-        job.store, "discriminator", VERSION, {"extract": extract.content},
+        job.store, "discriminator", TRAINING, {"extract": extract.content},
         {"seed": selection.seed, "threads": job.compute.threads} | asdict(config),
     )  # fmt: skip
 

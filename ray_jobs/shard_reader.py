@@ -8,6 +8,7 @@ from itertools import islice, repeat
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from adq.images import UndecodableImage
 from adq.shards import join, read_ranges, read_samples
 from palette.export import SOFT, soft_label
 from ray_jobs.ingest import Index
-from ray_jobs.members import image_members, member_bytes
+from ray_jobs.members import image_members, member_bytes, read_members
 
 SHOWN = 10  # undecodable images that an error lists
 LOOKED_AT = 16  # soft labels of a set that are read before anything is trained
@@ -114,6 +115,20 @@ class ShardReader:
                 yield Encoded(position, image, sample.get(SOFT, b"") if self.soft else b"")
         if given < len(expected):
             raise ValueError(f"{join(self.index.data.root, shard)}: changed since ingest; run again to ingest it anew")
+
+    def chosen(self, shard: str, rows: np.ndarray) -> Iterator[Encoded]:
+        """The samples of a shard at some rows of the index, read without the others. Raises ValueError as `encoded`."""
+        table = self.index.table().take(pa.array(rows)).select(["key", "shard", "members"])
+        samples = [(row["key"], shard, row["members"]) for row in table.to_pylist()]
+        found = read_members(self.index.data, samples)
+        for row, (key, _, members) in zip(rows.tolist(), samples, strict=True):
+            soft = (
+                next((m["name"] for m in members if m["name"].lower().endswith(f".{SOFT}")), None)
+                if self.soft
+                else None
+            )
+            image = found[key, self.index.image_member(members)["name"]]
+            yield Encoded(row, image, found[key, soft] if soft else b"")
 
     def decode(self, sample: Encoded, draw: Tensor | None = None) -> Tensor | UndecodableImage:
         """uint8 [3, S, S], or why there is none; with a `draw` of `adq.augmentation.crop_draws`, of a box of the image."""

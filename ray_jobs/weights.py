@@ -178,7 +178,8 @@ def _work(member: Member, training: Training) -> None:
     # `extract` lists the images that cannot be decoded; here they are left out.
     data = open_set(training.index, classifier.transform, training.how, member.threads, leave_out=True)
     model, losses = fit(member, classifier, data, stage.digest)
-    right = count_correct(member, model, data, classifier.transform, every=-(-len(data.labels) // TESTED))
+    every = -(-len(data.labels) // TESTED)
+    right = count_correct(member, model, data, classifier.transform, every, some=True)
     if member.rank == 0:
         facts = {
             "arch": classifier.arch, "classes": classifier.classes, "images": len(data.labels), "left_out": data.dropped,

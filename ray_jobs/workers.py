@@ -15,19 +15,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import ray.train
 import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from adq.process import settle
 from adq.shards import filesystem
 from ray_jobs.stages import Stage
 
-RESTARTS = 3  # of a group whose workers died
+RESTARTS = 3  # of a group whose workers died, one after the other without a checkpoint in between
+RUN = "group"
 CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
 NOTE_SECONDS = 0.5
 # How often Ray Train's controller looks at the workers, how long a group may take to start, and no output of its own. Workers
@@ -67,6 +71,12 @@ class Group:
             )
         if self.device == "cuda" and self.workers > gpus:
             raise ValueError(f"{self.workers} training workers need as many GPUs, the cluster has {gpus:g}")
+
+    def checkpoints(self) -> set[str]:
+        """The names of what is kept; a later checkpoint has another name."""
+        fs, inside = filesystem(self.folder)
+        selector = pafs.FileSelector(f"{inside}/{RUN}", allow_not_found=True)
+        return {info.base_name for info in fs.get_file_info(selector) if info.base_name.startswith("checkpoint")}
 
     def clean(self) -> None:
         """Remove the checkpoints."""
@@ -153,24 +163,31 @@ def run_group(
         Exception: what `work` raised, as it was.
         RuntimeError: workers died again and again.
     """
+    lost, seen = 0, group.checkpoints()
     with _notes() as notes:
-        for attempt in range(RESTARTS + 1):
+        while True:
             try:
                 _fit(group, work, plan, notes, on_note)
                 return
             except ControllerError as error:
                 failure: Exception = error.controller_failure
-                # A snapshot that was cut off by a kill: what it pointed to is trained again.
-                group.clean()
+                if isinstance(failure, CheckpointManagerInitializationError):
+                    # A snapshot that was cut off by a kill: what it pointed to is trained again.
+                    group.clean()
             except WorkerGroupError as error:
                 failure = _original(error)
                 if not _is_lost(failure, group.workers):
                     raise failure from None
             except TrainingFailedError as error:
                 failure = error
-            if attempt < RESTARTS:
-                print(f"warning: training lost a worker ({_first_line(failure)}); starting again", flush=True)
-    raise RuntimeError(f"training workers died {RESTARTS + 1} times; the last: {_first_line(failure)}") from failure
+            last, seen = seen, group.checkpoints()
+            lost = lost + 1 if seen <= last else 1  # a long training may lose many, if it gets on in between
+            if lost > RESTARTS:
+                break
+            print(f"warning: training lost a worker ({_first_line(failure)}); starting again", flush=True)
+    raise RuntimeError(
+        f"training workers died {lost} times without a checkpoint in between; the last: {_first_line(failure)}"
+    ) from failure
 
 
 def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Callable[[object], None]) -> None:
@@ -183,7 +200,7 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
             num_workers=group.workers, use_gpu=group.device == "cuda", resources_per_worker=resources
         ),
         run_config=ray.train.RunConfig(
-            name="group",  # Ray Train resumes from the checkpoints of the same name
+            name=RUN,  # Ray Train resumes from the checkpoints of the same name
             storage_path=inside,
             storage_filesystem=fs,
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
@@ -202,7 +219,8 @@ def _fit(group: Group, work: Callable, plan: object, notes: Queue, on_note: Call
         threading.Thread(target=fit, daemon=True).start()
         while not outcome.done():
             wait([outcome], timeout=NOTE_SECONDS)
-            with contextlib.suppress(Empty):
+            # Notes that are lost with the node of their queue are no reason to end a training.
+            with contextlib.suppress(Empty, ray.exceptions.RayActorError):
                 while True:
                     on_note(notes.get_nowait())
     outcome.result()
@@ -219,7 +237,9 @@ def _member(work: Callable, plan: object, group: Group, notes: Queue) -> None:
 
 @contextlib.contextmanager
 def _notes() -> Iterator[Queue]:
-    queue = Queue(actor_options={"num_cpus": 0})
+    # Beside the driver, whose end is the end of the command anyway.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     try:
         yield queue
     finally:

@@ -1,7 +1,7 @@
 """write: the subset as WebDataset shards. Members keep their bytes and names; of the source, only their byte ranges are read."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,10 +14,11 @@ from adq.randomness import key_order
 from adq.shards import DataSet, read_ranges, tar_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.ingest import Index
+from ray_jobs.members import Row, read_members
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.store import Store, sha256
+from ray_jobs.store import Store
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
@@ -28,7 +29,6 @@ SHARD_BYTES = 128 << 20
 GRID_IMAGES = 10  # a bin, in the picture of the chosen images
 
 Sample = tuple[str, dict[str, bytes]]  # a key, and its members by extension
-Row = tuple[str, str, list[dict]]  # key, shard, and its members as the index has them
 
 
 @dataclass(frozen=True)
@@ -86,26 +86,6 @@ class Writer:
             (member_name(key, m["name"], self.rename), found[key, m["name"]]) for key, _, members in rows for m in members
         ]  # fmt: skip
         return self.stage.commit(name, tar_bytes(members), len(rows), "tar")
-
-
-def read_members(data: DataSet, rows: Sequence[Row]) -> dict[tuple[str, str], bytes]:
-    """The members of these rows, by key and name: of their shards, only their byte ranges are read.
-
-    Raises:
-        ValueError: one changed since ingest.
-    """
-    wanted = defaultdict(list)
-    for key, shard, members in rows:
-        wanted[shard] += [(m["offset"], m["size"], key, m) for m in members]
-    found: dict[tuple[str, str], bytes] = {}
-    for shard, ranges in sorted(wanted.items()):
-        ranges.sort(key=lambda r: r[0])
-        parts = read_ranges(data, shard, [(offset, size) for offset, size, _, _ in ranges])
-        for part, (_, _, key, member) in zip(parts, ranges, strict=True):
-            if sha256(part) != member["sha256"]:
-                raise ValueError(f"{data.root}/{shard}: member {member['name']} changed since ingest; run ingest again")
-            found[key, member["name"]] = part
-    return found
 
 
 def member_name(key: str, name: str, rename: bool) -> str:

@@ -103,6 +103,13 @@ def test_an_actor_that_is_killed_is_replaced_and_the_picks_go_on(cluster, featur
     np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], None, 5, "global"))
 
 
+def test_actors_that_there_is_no_room_for_are_done_without(cluster, features, monkeypatch, capsys):
+    monkeypatch.setattr(graphcut, "PLACED", 2.0)
+    got = cut(features, 2, "class", cpus=2)
+    assert "room for 1 of 2 actors" in capsys.readouterr().out
+    np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], features[1], 5, "class"))
+
+
 class Holder:
     """Takes every CPU."""
 

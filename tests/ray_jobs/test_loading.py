@@ -11,10 +11,13 @@ from adq.augmentation import RESIZED_CROP, crop_boxes, crop_draws
 from adq.extractor import input_transform
 from adq.features import load
 from adq.images import cut
+from adq.models import build
 from adq.randomness import torch_generator
 from adq.training import Recipe
 from ray_jobs import streaming
+from ray_jobs.classifier import count_correct
 from ray_jobs.loading import Held, how_to_hold, open_set
+from ray_jobs.packing import Alone
 from ray_jobs.streaming import Streamed, interval
 from tests.ray_jobs.images import drawn, index_of
 
@@ -160,6 +163,10 @@ def test_in_a_stream_others_stand_in_for_undecodable_images(tmp_path):
         assert all(label_of[image] == label for image, label in seen), "an image comes with its own label"
     counted = [p for at, images in data.share(0, 1) for p in at.tolist()]
     assert sorted(counted) == [i for i in range(30) if i not in broken]
+    member, model = Alone("cpu", 1), build("convnet-d3-w8", 3, 32)
+    assert [len(count_correct(member, model, data, TRANSFORM, every, some=True)) for every in (1, 2, 4)] == [26, 13, 6]
+    with pytest.raises(RuntimeError, match="4 of 30 test images were not counted exactly once"):
+        count_correct(member, model, data, TRANSFORM)
     nothing = index_of({"a.tar": [(key, b"no image", label) for key, _, label in samples[:3]]}, tmp_path / "nothing")
     with pytest.raises(ValueError, match=r"a\.tar: key 'image000\d' cannot be decoded"):
         list(open_set(nothing, TRANSFORM, "streamed", 1, leave_out=True).epoch(RECIPE, 0, 0, 0, 1))
