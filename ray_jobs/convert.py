@@ -30,7 +30,9 @@ class Conversion:
     """Where the images come from, and where the shards go."""
 
     source: str | None = option(None, "Make shards first, from this layout.", KINDS)
-    from_path: str | None = option(None, "Folder or archive of the source; CIFAR is downloaded there.", metavar="PATH")  # fmt: skip
+    from_path: str | None = option(
+        None, "Folder or archive of the source; CIFAR is downloaded there if missing.", metavar="PATH"
+    )
     split: str = option("train", "Which part of the source.", ("train", "val"))
     subset: str | None = option(None, "Ten classes of ImageNet.", SUBSETS)
     val_labels: str | None = option(None, "Labels of ImageNet's validation images: text or CSV.", metavar="FILE")
@@ -54,9 +56,13 @@ def open_source(wanted: Conversion) -> Source:
     """The samples of a source layout."""
     path = Path(absolute(wanted.from_path))
     if wanted.source in ("cifar10", "cifar100"):
-        if not path.exists():
-            path = download_cifar(wanted.source, path)
-        return cifar(path, wanted.source, "test" if wanted.split == "val" else "train")
+        split = "test" if wanted.split == "val" else "train"
+        try:
+            return cifar(path, wanted.source, split)
+        except FileNotFoundError:
+            if path.is_file():
+                raise
+            return cifar(download_cifar(wanted.source, path), wanted.source, split)
     if wanted.source == "imagefolder":
         return image_folder(path)
     if wanted.source == "tiny-imagenet":

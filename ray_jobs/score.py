@@ -251,7 +251,7 @@ def run(job: "Job", extract: Manifest, bins: Manifest, selection: Selection) -> 
         from ray_jobs import figures
 
         table = manifest.table("scores").to_pydict()
-        names = ("representativeness", "diversity", "importance", "representativeness_se", "diversity_se")
+        names = [name for name in SCORE_COLUMNS if name not in ("bin", "size")]
         run.metric_series([(n, {f"bin_{name}": table[name][n] for name in names}) for n in range(len(table["bin"]))])
         run.figure(figures.bin_scores({name: np.array(table[name]) for name in SCORE_COLUMNS}), "figures/scores.png")
 

@@ -55,7 +55,7 @@ def chosen_keys(selection: str, index: Index) -> list[str]:
     part = next((Part(**part) for part in manifest.get("parts", ()) if part["name"] == "subset"), None)
     if part is None:
         raise ValueError(
-            f"--selection {store.root}: no finished selection; give the --out folder of compress, write or import"
+            f"--selection {store.root}: no finished selection; give the --out folder of write, import, or compress without --encode"
         )
     if manifest["inputs"]["index"] != index.manifest.content:
         raise ValueError(
