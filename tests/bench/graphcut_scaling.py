@@ -92,7 +92,7 @@ def plot(lines: list[dict], path: Path) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         values = sorted({one["wanted"][name] for one in lines if _varies(one, name)})
-        axes.set_xticks(values, [f"{v // 1000}k" if v >= 10_000 else str(v) for v in values])
+        axes.set_xticks(values, [f"{v / 1000:g}k" if v >= 10_000 else str(v) for v in values])
         axes.minorticks_off()
         axes.set_xlabel(title)
         axes.grid(color="#E6E6E6")
