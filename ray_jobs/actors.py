@@ -61,12 +61,14 @@ def map_actors(
         shared: something large that every actor needs: put into the object store once, fetched once a node, and handed to
             every call as a list of its reference, so that an actor that was started again finds it too.
     """
-    remote = ray.remote(actor_class).options(**resources(compute, device), max_restarts=-1, max_task_retries=RETRIES)
+    remote = ray.remote(_holding(actor_class)).options(
+        **resources(compute, device), max_restarts=-1, max_task_retries=RETRIES
+    )
     free_before = ray.available_resources()
     reference_of_shared = [] if shared is None else [ray.put(shared)]
     # Held here as long as the actors live: Ray lets go of large arguments, and an actor that is started again needs them.
     held = [ray.put(argument) for argument in arguments]
-    pool = [remote.remote(*held) for _ in range(size)]
+    pool = [remote.remote(held) for _ in range(size)]
 
     def begin(actor: ray.actor.ActorHandle, task: tuple | None) -> ray.ObjectRef:
         ready = task is None  # a task may be ()
@@ -110,6 +112,17 @@ def map_actors(
         for actor in pool:
             ray.kill(actor)
         _wait_until_free(free_before)
+
+
+def _holding(actor_class: type) -> type:
+    """The class, made from references to its arguments."""
+
+    class Holding(actor_class):
+        def __init__(self, held: list[ray.ObjectRef]):
+            super().__init__(*ray.get(held))
+
+    Holding.__name__ = Holding.__qualname__ = actor_class.__name__
+    return Holding
 
 
 def _wait_until_free(before: dict, limit: float = 10.0) -> None:

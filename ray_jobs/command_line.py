@@ -11,7 +11,7 @@ import click
 from ray_jobs.cluster import check_paths
 from ray_jobs.options import PRESETS, Selection
 
-SEVERAL = ("--data", "--train", "--test")
+SEVERAL = ("--data", "--train", "--test", "--sets")
 RENAMED = {"from_path": "from"}
 PLACES = (
     "data", "train", "test", "from_path", "val_labels", "selection", "to", "distilled", "out", "store", "classes", "embeddings",
@@ -106,7 +106,7 @@ def _use_preset(context: click.Context, _parameter: click.Parameter, name: str |
 
 
 def several_values(arguments: Sequence[str]) -> list[str]:
-    """`--data a b c` as `--data a --data b --data c`."""
+    """`--data a b c` as `--data a --data b --data c`, of every option of SEVERAL."""
     out: list[str] = []
     current = None
     for argument in arguments:

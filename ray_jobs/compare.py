@@ -56,7 +56,7 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
         for seed in grid.seeds:
             for keep in shares:
                 for variant in variants:
-                    rows, outcome = selected.of(variant, keep, seed)
+                    rows, outcome = selected.of(variant, keep, seed, warn=True)
                     name = f"{variant.name} keep {keep:g}"
                     wanted.append(Wanted(name, index, [seed], rows))
                     outcomes[name, seed] = outcome

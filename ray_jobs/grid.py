@@ -157,10 +157,14 @@ class Selected:
         """Forget the embeddings that were read last: they are not needed while networks are trained."""
         self._held.clear()
 
-    def of(self, variant: Variant, keep: float, seed: int) -> tuple[Rows, Outcome]:
+    def of(self, variant: Variant, keep: float, seed: int, warn: bool = False) -> tuple[Rows, Outcome]:
         sources = self.sources[seed % len(self.sources)]
         selection = replace(variant.selection, keep=keep, seed=seed)
         manifest = sample.run(self.job, self.index, sources.seen(selection), selection, quiet=True)
+        if warn and not manifest.summary["smallest_class"]:
+            print(
+                f"warning: {variant.name} keep {keep:g}: there are classes without an image; raise --keep", flush=True
+            )
         chosen = manifest.table("subset", ["key"])["key"].combine_chunks()
         positions = pc.index_in(chosen, value_set=self.keys).to_numpy()
         rows = Rows(positions, sha256(canonical_json(chosen.to_pylist())), int(self.image_bytes[positions].sum()))

@@ -125,7 +125,7 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
             "smallest_class": int(per_class.min()), "largest_class": int(per_class.max()),
             "quotas": quota.sum(axis=1).tolist(), "dq_quotas": dq.sum(axis=1).tolist(), "sizes": sizes.sum(axis=1).tolist(),
         }  # fmt: skip
-        if not per_class.min():
+        if not per_class.min() and not quiet:
             print(f"warning: {int((per_class == 0).sum())} classes keep no image; raise --keep")
         return parts, summary
 
