@@ -2,6 +2,7 @@
 
 import errno
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -75,7 +76,7 @@ def map_actors(
         return actor.ready.remote(reference_of_shared) if ready else actor.work.remote(reference_of_shared, *task)
 
     waiting = list(reversed(tasks))
-    unreached, failed = 0, 0
+    unreached, failed = 0, Counter()
     # An actor gets its first task, where None stands, when it is up, so one that waits for resources holds nothing back.
     running = {begin(actor, None): (actor, None) for actor in pool}
     try:
@@ -92,15 +93,14 @@ def map_actors(
                 running[begin(actor, task)] = actor, task
                 continue
             except ray.exceptions.RayTaskError as error:
-                failed += 1
-                if failed > RETRIES or not may_pass(cause(error)):
+                failed[id(task)] += 1
+                if failed[id(task)] > RETRIES or not may_pass(cause(error)):
                     raise
                 told = f"{type(cause(error)).__name__}: {cause(error)}".splitlines()[0]
                 print(f"warning: {told}; trying again", flush=True)
-                time.sleep(STORAGE_SECONDS * 2 ** (failed - 1))
+                time.sleep(STORAGE_SECONDS * 2 ** (failed[id(task)] - 1))
                 running[begin(actor, task)] = actor, task
                 continue
-            failed = 0
             if task is not None:
                 on_done(result)
             if waiting:
