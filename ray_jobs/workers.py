@@ -21,7 +21,6 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
-from ray.train.v2._internal.exceptions import CheckpointManagerInitializationError
 from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError, WorkerGroupError
 from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -163,17 +162,18 @@ def run_group(
         Exception: what `work` raised, as it was.
         RuntimeError: workers died again and again.
     """
-    lost, seen = 0, group.checkpoints()
+    lost, seen, broken = 0, group.checkpoints(), False
     with _notes() as notes:
         while True:
             try:
                 _fit(group, work, plan, notes, on_note)
                 return
-            except ControllerError as error:
-                failure: Exception = error.controller_failure
-                if isinstance(failure, CheckpointManagerInitializationError):
-                    # A snapshot that was cut off by a kill: what it pointed to is trained again.
+            except (ControllerError, ray.exceptions.RayActorError) as error:
+                failure: Exception = getattr(error, "controller_failure", error)
+                if broken:
+                    # Twice: no storage that was slow to answer, but a snapshot that a kill cut off. Its work is done again.
                     group.clean()
+                broken = True
             except WorkerGroupError as error:
                 failure = _original(error)
                 if not _is_lost(failure, group.workers):
