@@ -25,6 +25,8 @@ LARGE_FORMS = {"vit": "vit_b_16", "swin": "swin_t", "convnext": "convnext_tiny"}
 # Their training forward returns auxiliary outputs, not logits.
 WITHOUT_LOGITS = ("googlenet", "inception_v3")
 CONVNET = re.compile(r"convnet-d([1-9])(?:-w([1-9]\d*))?")
+RESNET_STEM = 64
+NARROW_RESNET = re.compile(r"(resnet18|resnet50)-w([1-9]\d*)")
 
 
 class ConvNet(nn.Module):
@@ -74,7 +76,8 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
     """A classifier with fresh weights, drawn from torch's global generator (seed it first).
 
     Args:
-        arch: one of `OWN`, "convnet-dD-wW" (D blocks of W channels), or a torchvision classifier by its name.
+        arch: one of `OWN`, "convnet-dD-wW" (D blocks of W channels), "resnet18-wW" or "resnet50-wW" (a stem of W channels
+            instead of 64, everything behind it in proportion), or a torchvision classifier by its name.
         image_size: side of the square input, in pixels; below `SMALL` the small-image form is built.
         width: channels of a ConvNet whose name gives none.
 
@@ -88,12 +91,14 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
     if convnet := CONVNET.fullmatch(arch):
         return ConvNet(int(convnet[1]), int(convnet[2] or width), num_classes, image_size)
     small = image_size < SMALL
+    if narrow := NARROW_RESNET.fullmatch(arch):
+        return _resnet(narrow[1], num_classes, small, int(narrow[2]))
     if small and arch in SMALL_FORMS:
         return SMALL_FORMS[arch](num_classes, image_size)
     name = LARGE_FORMS.get(arch, arch)
     if name not in torchvision_names():
         raise ValueError(
-            f"unknown architecture {arch!r}; known: {', '.join(OWN)}, convnet-dD-wW, or of torchvision: "
+            f"unknown architecture {arch!r}; known: {', '.join(OWN)}, convnet-dD-wW, resnet18-wW, or of torchvision: "
             + ", ".join(torchvision_names())
         )
     sized = {}
@@ -105,15 +110,40 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
     elif name == "maxvit_t":
         sized = {"input_size": (image_size, image_size)}
     model = zoo().get_model(name, weights=None, num_classes=num_classes, **sized)
-    if small and isinstance(model, zoo().ResNet):
-        model.conv1 = nn.Conv2d(3, 64, 3, padding=1, bias=False)
-        nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
-        model.maxpool = nn.Identity()
-    return model
+    return _whole_first_stage(model, RESNET_STEM) if small and isinstance(model, zoo().ResNet) else model
 
 
 def torchvision_names() -> list[str]:
     return [name for name in zoo().list_models(module=zoo()) if name not in WITHOUT_LOGITS]
+
+
+def _whole_first_stage(model: nn.Module, width: int) -> nn.Module:
+    """A ResNet's small-image form: 3x3 convolution of stride 1 and no max-pool, so that its first stage has every pixel."""
+    model.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    model.maxpool = nn.Identity()
+    return model
+
+
+def _resnet(name: str, num_classes: int, small: bool, width: int) -> nn.Module:
+    """ResNet-18 or -50 whose stages have W, 2 W, 4 W and 8 W channels (times 4 in ResNet-50's bottlenecks)."""
+    family = zoo().resnet
+
+    class Narrow(family.ResNet):
+        def _make_layer(self, block, planes, *rest, **options):
+            if planes == RESNET_STEM:
+                self.inplanes = width
+            return super()._make_layer(block, planes * width // RESNET_STEM, *rest, **options)
+
+    blocks = (family.BasicBlock, [2, 2, 2, 2]) if name == "resnet18" else (family.Bottleneck, [3, 4, 6, 3])
+    model = Narrow(*blocks, num_classes=num_classes)
+    model.bn1 = nn.BatchNorm2d(width)
+    model.fc = nn.Linear(8 * width * blocks[0].expansion, num_classes)
+    if small:
+        return _whole_first_stage(model, width)
+    model.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+    nn.init.kaiming_normal_(model.conv1.weight, mode="fan_out", nonlinearity="relu")
+    return model
 
 
 def _small_vit(num_classes: int, image_size: int) -> nn.Module:

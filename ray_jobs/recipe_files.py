@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import get_args, get_type_hints
 
-from adq.models import CONVNET, OWN, torchvision_names
+from adq.models import CONVNET, NARROW_RESNET, OWN, torchvision_names
 from adq.recipe import Recipe
 
 FOLDER = Path(__file__).with_name("recipes")
@@ -97,6 +97,6 @@ def _place(path: Path, table: str | None) -> str:
 
 def _is_known(table: str) -> bool:
     # torchvision takes seconds to load: it is asked last.
-    if CONVNET.fullmatch(table) or any(name.startswith(table) for name in OWN):
+    if CONVNET.fullmatch(table) or NARROW_RESNET.fullmatch(table) or any(name.startswith(table) for name in OWN):
         return True
     return any(name.startswith(table) for name in torchvision_names())

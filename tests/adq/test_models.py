@@ -15,6 +15,8 @@ CLASSES = 7
 # embedding width, pooled width at 32 pixels: the sum of the widths of the stages
 SMALL_WIDTHS = {
     "resnet18": (512, 64 + 128 + 256 + 512),
+    "resnet18-w16": (128, 16 + 32 + 64 + 128),
+    "resnet50-w8": (256, 32 + 64 + 128 + 256),
     "resnet50": (2048, 256 + 512 + 1024 + 2048),
     "vit": (256, 3 * 256),
     "swin": (384, 96 + 192 + 384),
@@ -68,8 +70,22 @@ def test_large_form_is_torchvisions(arch):
     assert pooled.shape == ((1, 960) if arch == "resnet18" else (1, 16 + 24 + 32 + 96 + 1280))
 
 
-def test_small_resnet_keeps_the_resolution_of_its_first_stage():
-    model = build("resnet18", CLASSES, 32)
+@pytest.mark.parametrize("size", [32, 224])
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_a_resnet_of_width_64_is_the_resnet(arch, size):
+    """The same layers under the same names, so that weights of one are weights of the other; half as wide, a quarter."""
+    whole, named = build(arch, CLASSES, size).eval(), build(f"{arch}-w64", CLASSES, size).eval()
+    load_weights(named, whole.state_dict(), arch)
+    x = torch.randn(1, 3, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(named(x), whole(x))
+    convolutions = [sum(p.numel() for p in build(n, CLASSES, size).layer3.parameters()) for n in (arch, f"{arch}-w32")]
+    assert 3.9 < convolutions[0] / convolutions[1] < 4
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet18-w16"])
+def test_small_resnet_keeps_the_resolution_of_its_first_stage(arch):
+    model = build(arch, CLASSES, 32)
     shapes = []
     model.layer1.register_forward_hook(lambda _, __, output: shapes.append(output.shape[2:]))
     model(torch.randn(2, 3, 32, 32))
