@@ -67,13 +67,14 @@ def map_actors(
     )
     free_before = ray.available_resources()
     reference_of_shared = [] if shared is None else [ray.put(shared)]
-    # Held here as long as the actors live: Ray lets go of large arguments, and an actor that is started again needs them.
     held = [ray.put(argument) for argument in arguments]
-    pool = [remote.remote(held) for _ in range(size)]
+    pool = [remote.remote() for _ in range(size)]
 
     def begin(actor: ray.actor.ActorHandle, task: tuple | None) -> ray.ObjectRef:
-        ready = task is None  # a task may be ()
-        return actor.ready.remote(reference_of_shared) if ready else actor.work.remote(reference_of_shared, *task)
+        references = held, reference_of_shared
+        return (
+            actor.ready.remote(*references) if task is None else actor.work.remote(*references, *task)
+        )  # a task may be ()
 
     waiting = list(reversed(tasks))
     unreached, failed = 0, Counter()
@@ -115,11 +116,23 @@ def map_actors(
 
 
 def _holding(actor_class: type) -> type:
-    """The class, made from references to its arguments."""
+    """The class without constructor arguments, which Ray lets go of and warns of: every call brings references to them instead,
+    so that an actor that was started again makes itself anew.
+    """
 
-    class Holding(actor_class):
-        def __init__(self, held: list[ray.ObjectRef]):
-            super().__init__(*ray.get(held))
+    class Holding:
+        made = None
+
+        def _actor(self, held: list[ray.ObjectRef]) -> object:
+            if self.made is None:
+                self.made = actor_class(*ray.get(held))
+            return self.made
+
+        def ready(self, held: list[ray.ObjectRef], shared: list) -> object:
+            return self._actor(held).ready(shared)
+
+        def work(self, held: list[ray.ObjectRef], shared: list, *task) -> object:
+            return self._actor(held).work(shared, *task)
 
     Holding.__name__ = Holding.__qualname__ = actor_class.__name__
     return Holding

@@ -69,3 +69,11 @@ def test_an_actor_that_is_killed_gets_its_large_arguments_again(cluster, tmp_pat
     mark = str(tmp_path / "killed")
     map_actors(Mortal, (values, mark), [(n,) for n in range(5)], 1, Compute(device="cpu"), "cpu", done.append)
     assert Path(mark).exists() and sorted(done) == [(n, float(n)) for n in range(5)]
+
+
+def test_ray_has_nothing_to_warn_of(cluster, tmp_path, capfd):
+    """Its warning of constructor arguments would be the second line that a newcomer sees."""
+    mark = tmp_path / "left"
+    mark.write_text("0")
+    map_actors(Unlucky, (OSError, str(mark)), [(1,)], 1, Compute(device="cpu"), "cpu", lambda _: None)
+    assert "constructor arguments" not in "".join(capfd.readouterr())
