@@ -71,6 +71,11 @@ def connected(local_cpus: int | None = None) -> Iterator[Cluster]:
             ray.init(**options)
         except ConnectionError as error:
             raise ConnectionError(f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')}: {error}") from error
+        except Exception as error:
+            if type(error) is not Exception:
+                raise
+            # A local cluster whose processes found no time to start.
+            raise RuntimeError(f"Ray did not start; run the command again: {error}") from error
     try:
         there = ray.cluster_resources()
         alive = [node for node in ray.nodes() if node["Alive"]]

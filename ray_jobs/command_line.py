@@ -1,7 +1,7 @@
 """Options of the command line, made of dataclasses: one a field, with its help and its default; files of them; presets."""
 
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
@@ -11,7 +11,6 @@ import click
 from ray_jobs.cluster import check_paths
 from ray_jobs.options import PRESETS, Selection
 
-SEVERAL = ("--data", "--train", "--test", "--sets")
 RENAMED = {"from_path": "from"}
 PLACES = (
     "data", "train", "test", "from_path", "val_labels", "selection", "to", "distilled", "out", "store", "classes", "embeddings",
@@ -103,18 +102,3 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: str 
 def _use_preset(context: click.Context, _parameter: click.Parameter, name: str | None) -> None:
     if name is not None:
         context.default_map = {**PRESETS[name], **(context.default_map or {})}
-
-
-def several_values(arguments: Sequence[str]) -> list[str]:
-    """`--data a b c` as `--data a --data b --data c`, of every option of SEVERAL."""
-    out: list[str] = []
-    current = None
-    for argument in arguments:
-        if argument.startswith("-"):
-            current = argument if argument in SEVERAL else None
-            out += [] if current else [argument]
-        elif current:
-            out += [current, argument]
-        else:
-            out.append(argument)
-    return out

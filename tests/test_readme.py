@@ -31,7 +31,9 @@ def test_every_module_is_on_the_map():
         for name in ("ingest", "weights", "extract", "bins", "score", "sample", "write", "evaluate")
     }
     modules = {
-        str(p.relative_to(ROOT)) for package in ("adq", "palette", "ray_jobs") for p in (ROOT / package).glob("*.py")
+        str(p.relative_to(ROOT))
+        for package in ("adq", "palette", "ray_jobs", "ray_jobs/commands")
+        for p in (ROOT / package).glob("*.py")
     }
     missing = sorted(m for m in modules - named - jobs if not m.endswith("__init__.py"))
     assert not missing, f"not on the map: {missing}"

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 
 from ray_jobs import __main__ as cli
 from ray_jobs import compress
+from ray_jobs.commands import exchange as commands
 from ray_jobs.exchange import FORMATS, decode, encode
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.selections import Exchange, chosen_keys, run_export, run_import
@@ -178,7 +179,7 @@ def test_a_selection_belongs_to_its_data_set(tmp_path):
 def test_the_commands(monkeypatch):
     asked = []
     for name in ("run_export", "run_import"):
-        monkeypatch.setattr(cli, name, lambda *given: asked.append(given))
+        monkeypatch.setattr(commands, name, lambda *given: asked.append(given))
     places = ["--data", "/a.tar", "/b.tar", "--format", "dq", "--order", "cifar"]
     for arguments in (["export", "--selection", "/s", "--to", "/f.npy"], ["import", "--from", "/f.npy", "--out", "/o"]):
         done = CliRunner().invoke(cli.main, cli.several_values([*arguments, *places]))

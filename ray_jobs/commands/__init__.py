@@ -1,0 +1,1 @@
+"""The commands, as click has them: a file for each part of the list that `--help` prints."""

@@ -1,0 +1,35 @@
+"""Jobs that give selections to other tools and take theirs, and the demonstration."""
+
+import click
+
+from ray_jobs.command_line import options
+from ray_jobs.options import Compute, Data, Place
+from ray_jobs.selections import Exchange, run_export, run_import
+
+
+@click.command("export")
+@click.option("--selection", required=True, metavar="PLACE", help="The --out folder of compress, write or import.")
+@click.option("--to", required=True, metavar="FILE", help="The file to write; keys to .tsv are separated by tabs.")
+@options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
+def export_selection(exchange, data, compute, place, selection, to):
+    """Write a selection as a file for other tools: keys with sha256, torchvision's indices, a file list, DQ's .npy."""
+    run_export(selection, to, exchange, data, compute, place)
+
+
+@click.command("import")
+@click.option("--from", "from_path", required=True, metavar="FILE", help="The file that names the images.")
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the chosen images as shards.")
+@options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
+def import_selection(exchange, data, compute, place, from_path, out):
+    """Write the images of anyone's selection as shards, which `evaluate --train` scores like any other."""
+    run_import(from_path, out, exchange, data, compute, place)
+
+
+@click.command()
+@click.option("--folder", default="./demo", show_default=True, metavar="FOLDER", help="Where the demonstration works.")
+@click.option("--seeds", default=3, show_default=True, help="Trainings of each set.")
+def demo(folder, seeds):
+    """The whole pipeline on an embedded data set: compress it in three ways, train on the results, print a table."""
+    from ray_jobs.demo import run
+
+    run(folder, seeds)
