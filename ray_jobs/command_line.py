@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Callable
 from dataclasses import fields
+from functools import partial
 from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
@@ -16,6 +17,30 @@ PLACES = (
     "data", "train", "test", "from_path", "val_labels", "selection", "to", "distilled", "out", "store", "classes", "embeddings",
     "frontier", "mae",
 )  # fmt: skip
+
+
+class Sectioned(click.Option):
+    """An option that knows what kind of thing it says."""
+
+    def __init__(self, *names, section: str, **attributes):
+        super().__init__(*names, **attributes)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose help has the options of each dataclass under a heading, the first sentence of its docstring."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+command = partial(click.command, cls=Command)
 
 
 def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
@@ -39,7 +64,7 @@ def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
         for group in reversed(groups):
             hints = get_type_hints(group)
             for f in reversed(asked(group)):
-                call = _click_option(f, hints[f.name])(call)
+                call = _click_option(f, hints[f.name], group.__doc__.partition(".")[0])(call)
         if Selection in groups:
             call = click.option(
                 "--preset", type=click.Choice(list(PRESETS)), is_eager=True, expose_value=False, callback=_use_preset,
@@ -61,12 +86,12 @@ def _check_places(values: dict) -> None:
             check_paths(**{RENAMED.get(name, name): path})
 
 
-def _click_option(f, hint: type) -> Callable:
+def _click_option(f, hint: type, section: str) -> Callable:
     name = "--" + RENAMED.get(f.name, f.name).replace("_", "-")
     if isinstance(hint, UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     told = f.default not in (None, ()) or ("[default:" not in f.metadata["help"] and "none")
-    shared = {"help": f.metadata["help"], "show_default": told}
+    shared = {"help": f.metadata["help"], "show_default": told, "cls": Sectioned, "section": section}
     if hint is bool:
         return click.option(name, f.name, is_flag=True, default=f.default, **shared | {"show_default": "off"})
     if get_origin(hint) is tuple:

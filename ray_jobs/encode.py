@@ -37,7 +37,7 @@ SCHEMA = pa.schema([
 
 @dataclass(frozen=True)
 class Storage:
-    """How the chosen images are stored."""
+    """How images are stored."""
 
     encode: str = option(
         "original",

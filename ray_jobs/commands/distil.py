@@ -2,7 +2,7 @@
 
 import click
 
-from ray_jobs.command_line import options
+from ray_jobs.command_line import command, options
 from ray_jobs.distill import Distilling, Wanted
 from ray_jobs.distill import run as run_distillation
 from ray_jobs.experts import Experts, Network
@@ -13,7 +13,7 @@ from ray_jobs.rded import run as run_rded
 from ray_jobs.relabel import run as run_relabelling
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for shards, container and PNGs.")
 @options(Distilling, Network, Experts, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
 def distill(distilling, network, experts, data, compute, place, out):
@@ -21,14 +21,14 @@ def distill(distilling, network, experts, data, compute, place, out):
     run_distillation(Wanted(distilling, network, experts, data, out), compute, place)
 
 
-@click.command()
+@command()
 @options(Network, Experts, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
 def experts(network, experts, data, compute, place):
     """Train the experts of trajectory matching: networks on the real data, a checkpoint an epoch."""
     run_experts(network, experts, data, compute, place)
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the mosaics as shards.")
 @options(Mosaics, Data, Backbone, Compute, Place, without=("skip_corrupt", "graphcut_actors", "embeddings"))
 def rded(mosaics, data, backbone, compute, place, out):
@@ -36,7 +36,7 @@ def rded(mosaics, data, backbone, compute, place, out):
     run_rded(mosaics, data, backbone, compute, place, out)
 
 
-@click.command()
+@command()
 @click.option("--train", multiple=True, required=True, metavar="SHARDS", help="The images; patterns as for --data.")
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the images with soft labels.")
 @options(Data, Backbone, Compute, Place, without=("skip_corrupt", "graphcut_actors", "embeddings"))

@@ -2,12 +2,12 @@
 
 import click
 
-from ray_jobs.command_line import options
+from ray_jobs.command_line import command, options
 from ray_jobs.options import Compute, Data, Place
 from ray_jobs.selections import Exchange, run_export, run_import
 
 
-@click.command("export")
+@command("export")
 @click.option("--selection", required=True, metavar="PLACE", help="The --out folder of compress, write or import.")
 @click.option("--to", required=True, metavar="FILE", help="The file to write; keys to .tsv are separated by tabs.")
 @options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
@@ -16,7 +16,7 @@ def export_selection(exchange, data, compute, place, selection, to):
     run_export(selection, to, exchange, data, compute, place)
 
 
-@click.command("import")
+@command("import")
 @click.option("--from", "from_path", required=True, metavar="FILE", help="The file that names the images.")
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the chosen images as shards.")
 @options(Exchange, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
@@ -25,7 +25,7 @@ def import_selection(exchange, data, compute, place, from_path, out):
     run_import(from_path, out, exchange, data, compute, place)
 
 
-@click.command()
+@command()
 @click.option("--folder", default="./demo", show_default=True, metavar="FOLDER", help="Where the demonstration works.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each set.")
 def demo(folder, seeds):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import click
 
-from ray_jobs.command_line import options
+from ray_jobs.command_line import command, options
 from ray_jobs.compare import run as run_comparison
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.evaluate import run as run_evaluation
@@ -15,7 +15,7 @@ from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.rank import run as run_ranking
 
 
-@click.command()
+@command()
 @click.option(
     "--train", multiple=True, required=True, metavar="SHARDS", help="Shards to train on; patterns as for --data."
 )
@@ -26,7 +26,7 @@ def evaluate(evaluation, reading, compute, place, train, test):
     run_evaluation(train, test, evaluation, reading, compute, place)
 
 
-@click.command()
+@command()
 @click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
 @click.option(
     "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figures and every run."
@@ -37,7 +37,7 @@ def compare(comparison, evaluation, data, selection, backbone, compute, place, t
     run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
 
 
-@click.command()
+@command()
 @click.option("--test", multiple=True, required=True, metavar="SHARDS", help="Held-out shards; each image counts once.")
 @click.option(
     "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figure and every run."
@@ -52,7 +52,7 @@ def frontier(budgets, comparison, evaluation, data, selection, backbone, compute
     run_frontier(budgets, Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
 
 
-@click.command()
+@command()
 @click.option(
     "--distilled", required=True, metavar="SHARDS", help="The distilled set: the --out folder of distill, or shards."
 )

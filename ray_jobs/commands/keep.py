@@ -3,7 +3,7 @@
 import click
 
 from ray_jobs import compress as pipeline
-from ray_jobs.command_line import options
+from ray_jobs.command_line import command, options
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.encode import Storage
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
@@ -11,7 +11,7 @@ from ray_jobs.spend import Spend
 from ray_jobs.spend import run as run_spending
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
 @options(Data, Selection, Storage, Spend, Backbone, Compute, Place)
 def compress(data, selection, storage, spend, backbone, compute, place, out):
@@ -23,7 +23,7 @@ def compress(data, selection, storage, spend, backbone, compute, place, out):
         pipeline.run(wanted, compute, place)
 
 
-@click.command()
+@command()
 @options(Conversion, Data, Compute, Place)
 def ingest(conversion, data, compute, place):
     """Read and check shards; with --source, make them first from CIFAR, ImageFolder, Tiny-ImageNet or ImageNet."""
@@ -32,42 +32,42 @@ def ingest(conversion, data, compute, place):
     pipeline.run(pipeline.Compression(data, Backbone(), Selection()), compute, place, "ingest")
 
 
-@click.command()
+@command()
 @options(Data, Backbone, Compute, Place)
 def weights(data, backbone, compute, place):
     """Get the backbone's weights: torchvision's, a file's, or by training on the data."""
     pipeline.run(pipeline.Compression(data, backbone, Selection()), compute, place, "weights")
 
 
-@click.command()
+@command()
 @options(Data, Backbone, Compute, Place)
 def extract(data, backbone, compute, place):
     """Read the features of every image, each decoded once."""
     pipeline.run(pipeline.Compression(data, backbone, Selection()), compute, place, "extract")
 
 
-@click.command()
+@command()
 @options(Data, Selection, Backbone, Compute, Place)
 def bins(data, selection, backbone, compute, place):
     """Cut the data set into bins by exact greedy GraphCut."""
     pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "bins")
 
 
-@click.command()
+@command()
 @options(Data, Selection, Backbone, Compute, Place)
 def score(data, selection, backbone, compute, place):
     """Score the bins for texture and diversity."""
     pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "score")
 
 
-@click.command()
+@command()
 @options(Data, Selection, Backbone, Compute, Place)
 def sample(data, selection, backbone, compute, place):
     """Choose the images: quotas, joint rounding, draws."""
     pipeline.run(pipeline.Compression(data, backbone, selection), compute, place, "sample")
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
 @options(Data, Selection, Backbone, Compute, Place)
 def write(data, selection, backbone, compute, place, out):

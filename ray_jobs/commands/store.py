@@ -2,7 +2,7 @@
 
 import click
 
-from ray_jobs.command_line import options
+from ray_jobs.command_line import command, options
 from ray_jobs.encode import Storage
 from ray_jobs.encode import command as run_encoding
 from ray_jobs.fill import Filling
@@ -12,7 +12,7 @@ from ray_jobs.mae import run as run_mae
 from ray_jobs.options import Backbone, Compute, Data, Place
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the encoded shards.")
 @options(Storage, Data, Backbone, Compute, Place)
 def encode(storage, data, backbone, compute, place, out):
@@ -20,7 +20,7 @@ def encode(storage, data, backbone, compute, place, out):
     run_encoding(storage, data, backbone, compute, place, out)
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the whole images.")
 @options(Filling, Data, Compute, Place, without=("skip_corrupt", "graphcut_actors"))
 def fill(filling, data, compute, place, out):
@@ -28,7 +28,7 @@ def fill(filling, data, compute, place, out):
     run_filling(filling, data, compute, place, out)
 
 
-@click.command()
+@command()
 @click.option("--out", required=True, metavar="FILE", help="The weights file to write (.pt), or a folder for mae.pt.")
 @options(Painting, Data, Compute, Place, without=("batch_size", "graphcut_actors"))
 def mae(painting, data, compute, place, out):

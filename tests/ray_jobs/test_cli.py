@@ -101,6 +101,15 @@ def test_help_explains_every_option_with_its_default(job):
                 assert f"[default: {option.default}]" in text, name
 
 
+def test_help_has_the_options_of_each_dataclass_together():
+    said = invoke("compress", "--help").output
+    headings = [line[:-1] for line in said.splitlines() if re.fullmatch(r"[A-Z].*:", line)]
+    assert headings[0] == "Options" and len(headings) == len(set(headings))
+    for group in GROUPS:
+        part = said.partition(f"\n{group.__doc__.partition('.')[0]}:\n")[2].partition("\n\n")[0]
+        assert re.findall(r"^  --(\S+)", part, re.MULTILINE) == [f.name.replace("_", "-") for f in fields(group)]
+
+
 def test_the_defaults_of_the_command_line_are_those_of_the_dataclasses(asked):
     assert compress().exit_code == 0
     expected = {k: v for group in GROUPS for k, v in asdict(group()).items()}
