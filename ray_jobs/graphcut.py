@@ -7,7 +7,7 @@ classes, and works alone.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +24,9 @@ PATIENCE = 60  # times that an actor is asked again while it is started again
 WAIT = 600.0  # seconds for a lost actor to come back
 PLACED = 30.0  # seconds after which no further actor is waited for, when some are up
 QUIET = 60.0  # seconds of waiting without a word
+SHARE_BYTES = (
+    4 << 20
+)  # of parts, for each actor: Ray sends what is below 100 kB through the driver, which should hold no rows
 
 
 class RemoteBlocks:
@@ -125,6 +128,7 @@ def cut(
         ValueError: a zero, NaN or infinite row, with its key.
     """
     remote = ray.remote(GraphCutActor).options(max_restarts=-1, **options)
+    pieces = [piece for piece in pieces if (piece.indices >= 0).any()]  # of others not even the width is known
     most = len(pieces) if scope == "global" else classes
     pool = _placed([remote.remote(threads, device) for _ in range(min(actors, most))])
     try:
@@ -176,14 +180,26 @@ def _split(pieces: Sequence[Piece], owner: np.ndarray, actors: int) -> list[list
     """
     remote = by_class.options(num_returns=actors, num_cpus=0, scheduling_strategy="SPREAD")
     at_once, split, running = max(1, int(ray.cluster_resources().get("CPU", 1))), [], []
-    for piece in pieces:
+    for bundle in _bundles(pieces, actors * SHARE_BYTES):
         if len(running) == at_once:
             _, running = ray.wait(running, fetch_local=False)
-        parts = remote.remote(piece, owner, actors)
+        parts = remote.remote(bundle, owner, actors)
         split.append([parts] if actors == 1 else parts)
         running.append(split[-1][0])
     ray.wait(running, num_returns=len(running), fetch_local=False)
     return [[parts[a] for parts in split] for a in range(actors)]
+
+
+def _bundles(pieces: Sequence[Piece], size: int) -> Iterator[list[Piece]]:
+    """Pieces in their order, so many together that their parts have `size` bytes."""
+    bundle: list[Piece] = []
+    for piece in pieces:
+        bundle.append(piece)
+        if sum(one.part.bytes for one in bundle) >= size:
+            yield bundle
+            bundle = []
+    if bundle:
+        yield bundle
 
 
 def _cut(pool, held, count, num_bins, scope, kernel, centre, classes, on_step, save, resume, named) -> Cut:

@@ -52,7 +52,7 @@ class GraphCutActor:
         if self.rows is None:
             pieces = _fetched(ray.get(share[0]))
             found = [read_piece(piece) if isinstance(piece, Piece) else piece for piece in pieces]
-            rows, indices, labels = (np.concatenate(column) for column in zip(*found, strict=True))
+            rows, indices, labels = _joined(found)
             order = np.argsort(indices)
             self.rows, self.indices, self.labels = rows[order], indices[order], labels[order]
         if means is not None and not self.centred:
@@ -111,6 +111,10 @@ def _fetched(pieces: Sequence) -> list:
     return [ray.get(piece) if isinstance(piece, ray.ObjectRef) else piece for piece in pieces]
 
 
+def _joined(found: Sequence[tuple[np.ndarray, ...]]) -> list[np.ndarray]:
+    return [np.concatenate(column) for column in zip(*found, strict=True)]
+
+
 def read_piece(piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(rows float32 [n, d], indices, labels) of the images that could be decoded."""
     table = parquet_table(piece.stage.read(piece.part), ["embedding", "error"])
@@ -128,8 +132,8 @@ def read_piece(piece: Piece) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 @ray.remote(max_retries=RETRIES)
-def by_class(piece: Piece, owner: np.ndarray, groups: int) -> list:
-    """The rows of a part, one share for each group of classes."""
-    rows, indices, labels = read_piece(piece)
+def by_class(pieces: list[Piece], owner: np.ndarray, groups: int) -> list:
+    """The rows of some parts, one share for each group of classes."""
+    rows, indices, labels = _joined([read_piece(piece) for piece in pieces])
     shares = [(rows[mine], indices[mine], labels[mine]) for g in range(groups) for mine in [owner[labels] == g]]
     return shares if groups > 1 else shares[0]

@@ -65,7 +65,8 @@ def with_undecodable(piece: Piece, count: int) -> Piece:
 @pytest.mark.parametrize(
     "scope, actors, kernel", [("global", 1, "cosine"), ("global", 3, "l2"), ("class", 2, "cosine")]
 )
-def test_actors_pick_what_one_machine_picks(cluster, features, scope, actors, kernel):
+def test_actors_pick_what_one_machine_picks(cluster, features, scope, actors, kernel, monkeypatch):
+    monkeypatch.setattr(graphcut, "SHARE_BYTES", 1)  # an exchange of each part by itself
     rows, labels = features[:2]
     got = cut(features, actors, scope, kernel)
     want = graphcut_bins(rows, labels, 5, scope, kernel)
@@ -108,6 +109,26 @@ def test_actors_that_there_is_no_room_for_are_done_without(cluster, features, mo
     got = cut(features, 2, "class", cpus=2)
     assert "room for 1 of 2 actors" in capsys.readouterr().out
     np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(features[0], features[1], 5, "class"))
+
+
+@pytest.mark.parametrize("scope", ["global", "class"])
+def test_a_part_without_any_image_that_could_be_decoded(cluster, features, scope):
+    """A whole shard may be broken; nothing says then how wide its embeddings would have been."""
+    rows, labels, pieces, keys = features
+    empty = pa.table({"embedding": pa.nulls(3, pa.large_list(pa.float32())), "error": pa.array(["broken"] * 3)})
+    stage = pieces[0].stage
+    broken = Piece(stage, stage.commit_table("broken", empty), np.full(3, -1), np.zeros(3, np.int64))
+    got = cut((rows, labels, [broken, *pieces], keys), 5, scope)
+    np.testing.assert_array_equal((got.bins, got.ranks), graphcut_bins(rows, labels, 5, scope))
+
+
+def test_bundles_hold_every_part_once_and_are_large_enough(features):
+    pieces = features[2]
+    sizes = [piece.part.bytes for piece in pieces]
+    assert [*graphcut._bundles(pieces, 1)] == [[piece] for piece in pieces]
+    assert [*graphcut._bundles(pieces, sum(sizes) + 1)] == [pieces]
+    assert [*graphcut._bundles(pieces, sizes[0] + 1)] == [pieces[:2], pieces[2:]]
+    assert [*graphcut._bundles([], 1)] == []
 
 
 class Holder:
