@@ -101,7 +101,7 @@ def _written(
     seed, storage = wanted.selection.seed, wanted.storage
     if storage.encoding() == ORIGINAL:
         return {"write": write.run(job, index, chosen, wanted.out, seed)}
-    digest = sha256(canonical_json([chosen.content, index.manifest.content, seed]))
+    digest = sha256(canonical_json([write.VERSION, chosen.content, index.manifest.content, seed]))
     written = write.run(job, index, chosen, job.store.path(f"subsets/{digest[:16]}"), seed)
     shards = [part.path for part in written.parts if part.path.endswith(".tar")]
     subset = encode.read_back(job, index, written.stage.store.root, shards, "subset")

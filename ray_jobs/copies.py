@@ -3,6 +3,8 @@
 from dataclasses import asdict, replace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from adq.randomness import numpy_generator
 from palette.encodings import ORIGINAL
@@ -15,17 +17,22 @@ from ray_jobs.job import Job
 from ray_jobs.loading import Rows
 from ray_jobs.members import image_members
 from ray_jobs.options import Backbone
-from ray_jobs.payload import palettised_bytes, payload_bytes
+from ray_jobs.payload import compact_bytes, payload_bytes
 from ray_jobs.store import canonical_json, sha256
 
 SAMPLED = 1000  # images whose palettised container says how much less it takes than their files
 
 
 class Copies:
-    """The data set in each encoding: the same keys in the same order."""
+    """The data set in each encoding: the same keys in the same order, but for images that cannot be decoded.
 
-    def __init__(self, job: Job, index: Index, backbone: Backbone):
-        self.job, self.index, self.backbone = job, index, backbone
+    Args:
+        backbone: ranks patches, where a network does. seed: of random saliency. skip_corrupt: copies leave out images that cannot
+            be decoded.
+    """
+
+    def __init__(self, job: Job, index: Index, backbone: Backbone, seed: int = 0, skip_corrupt: bool = False):
+        self.job, self.index, self.backbone, self.seed, self.skip_corrupt = job, index, backbone, seed, skip_corrupt
         self._made: dict[str, Index] = {}
         self._ratios: dict[str, float] = {}
 
@@ -40,27 +47,35 @@ class Copies:
         job, index, ranked = self.job, self.index, None
         if storage.needs_network:
             ranked = saliency.run(job, index, weights.run(job, index, self.backbone), storage.encoding().resize)
-        digest = sha256(canonical_json([index.manifest.content, asdict(storage), ranked.content if ranked else ""]))
-        out = job.store.path(f"encoded/{digest[:16]}")
-        encode.run(job, index, storage, out, ranked)
+        seed = self.seed if storage.encoding().patches and storage.saliency == "random" else 0
+        inputs = [index.manifest.content, asdict(storage), ranked.content if ranked else "", seed, encode.VERSION]
+        out = job.store.path(f"encoded/{sha256(canonical_json(inputs))[:16]}")
+        encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
         return encode.encoded_index(job, index, out)
 
-    def payload(self, storage: Storage, positions: np.ndarray) -> int:
-        """Bytes of the container of some images."""
+    def rows(self, storage: Storage, positions: np.ndarray) -> np.ndarray:
+        """Rows of the source as rows of a copy; those that it left out have none."""
         copy = self.of(storage)
-        counted = palettised_bytes if storage.encoding().codec == "palette" else payload_bytes
-        return counted(copy, positions)
+        if copy.images == self.index.images:
+            return positions
+        keys = self.index.table()["key"].take(pa.array(positions))
+        found = pc.index_in(keys, value_set=copy.table()["key"].combine_chunks())
+        return found.drop_null().to_numpy().astype(np.int64)
+
+    def payload(self, storage: Storage, positions: np.ndarray) -> int:
+        """Bytes of the containers of some images."""
+        return payload_bytes(self.of(storage), self.rows(storage, positions))
 
     def guess(self, storage: Storage, positions: np.ndarray) -> int:
         """The same, near enough and at once: palettised images are not coded for it."""
         copy, name = self.of(storage), str(storage.encoding())
-        files = payload_bytes(copy, positions)
+        files = compact_bytes(copy, self.rows(storage, positions))
         if storage.encoding().codec != "palette":
             return files
         if name not in self._ratios:
             count = min(SAMPLED, copy.images)
             some = np.sort(numpy_generator(0, "palettised").choice(copy.images, count, replace=False))
-            self._ratios[name] = palettised_bytes(copy, some) / payload_bytes(copy, some)
+            self._ratios[name] = payload_bytes(copy, some) / compact_bytes(copy, some)
         return round(files * self._ratios[name])
 
     def fitting(
@@ -84,5 +99,6 @@ class Copies:
             if count == least:
                 raise ValueError(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
             count = max(least, min(count - 1, int(count * budget / payload)))
+        positions = self.rows(storage, found.positions)
         sizes = image_members(self.of(storage)).image_bytes
-        return replace(found, image_bytes=int(sizes[found.positions].sum())), payload
+        return replace(found, positions=positions, image_bytes=int(sizes[positions].sum())), payload

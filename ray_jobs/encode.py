@@ -25,7 +25,7 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, parquet_table
 from ray_jobs.write import Output
 
-VERSION = 3
+VERSION = 4
 SALIENCY = ("grad-cam", "fill-error", "random")
 BATCH = 256  # images that are encoded together
 ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images
@@ -93,7 +93,7 @@ class Encoder:
     def work(
         self, _shared: list, shard: str, labels: Mapping[str, int], ranked: Mapping[str, np.ndarray]
     ) -> list[Part]:
-        """The encoded shard, what became of each image, and, in few colours, their container.
+        """The encoded shard, and what became of each image.
 
         Args:
             labels: by key. ranked: the saliency of each image's patches, where a network gave it.

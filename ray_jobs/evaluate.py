@@ -30,7 +30,7 @@ from ray_jobs.trainings import PART, Plan, Training, facts_of, train_and_test
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, run_group
 
 VERSION = 1  # of a training
-TABLE = 3  # of the table
+TABLE = 4  # of the table
 LABELS = ("hard", "soft", "both")
 
 

@@ -34,7 +34,7 @@ from ray_jobs.write import Output
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def make(job: Job, index: Index, teacher: "Extractor", out: str, rows: Rows | No
 
 def relabelled(job: Job, index: Index, teacher: "Extractor", rows: Rows) -> Index:
     """Some images of an index with their soft labels, in the store."""
-    digest = sha256(canonical_json([index.manifest.content, rows.digest, teacher.manifest.content]))
+    digest = sha256(canonical_json([VERSION, index.manifest.content, rows.digest, teacher.manifest.content]))
     out = job.store.path(f"relabelled/{digest[:16]}")
     made = make(job, index, teacher, out, rows)
     return encode.read_back(job, index, out, _shards(made.parts), "relabelled")

@@ -23,7 +23,7 @@ from ray_jobs.store import Store
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 2
+VERSION = 3
 SHARD_IMAGES = 5000
 SHARD_BYTES = 128 << 20
 GRID_IMAGES = 10  # a bin, in the picture of the chosen images
