@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from decimal import Decimal
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 CLOSE = 0.005  # of the budget that may be left over
@@ -10,10 +11,18 @@ CLOSE = 0.005  # of the budget that may be left over
 def parse_bytes(text: str) -> int:
     """3MB, 300kB or 300000 as bytes; a kB is 1,000 of them. Raises ValueError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMG]?B)?\s*", text)
-    found = round(float(match[1]) * UNITS[match[2] or "B"]) if match else 0
+    found = round(Decimal(match[1]) * UNITS[match[2] or "B"]) if match else 0
     if found < 1:
         raise ValueError(f"a budget of {text!r}: expected bytes such as 3MB, 300kB or 300000")
     return found
+
+
+def as_budget(budget: int) -> str:
+    """A budget as people write it: as short as can be, and no two alike; `parse_bytes` reads it back."""
+    unit = next((unit for unit in reversed(UNITS) if budget >= UNITS[unit]), "B")
+    whole, rest = divmod(budget, UNITS[unit])
+    digits = f"{rest:0{len(str(UNITS[unit])) - 1}d}".rstrip("0") if rest else ""
+    return f"{whole}.{digits} {unit}" if digits else f"{whole} {unit}"
 
 
 def parse_budgets(text: str) -> list[int]:

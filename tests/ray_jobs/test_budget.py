@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from ray_jobs.budget import CLOSE, images_that_fit, parse_budgets, parse_bytes
+from ray_jobs.budget import CLOSE, as_budget, images_that_fit, parse_budgets, parse_bytes
 
 
 def test_budgets_are_read_as_people_write_them():
@@ -14,6 +14,14 @@ def test_budgets_are_read_as_people_write_them():
         17,
     ]
     assert parse_budgets("3MB,300kB, 1MB,0.3MB") == [300_000, 10**6, 3 * 10**6]
+
+
+def test_budgets_are_written_so_that_no_two_look_alike():
+    written = {100_000: "100 kB", 104_000: "104 kB", 9_000: "9 kB", 1_600_000: "1.6 MB", 10**9: "1 GB", 999: "999 B"}
+    written |= {1_000_001: "1.000001 MB", 1_050_000: "1.05 MB", 1: "1 B"}
+    assert {budget: as_budget(budget) for budget in written} == written
+    drawn = 10 ** np.random.default_rng(0).uniform(0, 13, 2000)
+    assert all(parse_bytes(as_budget(int(budget))) == int(budget) for budget in drawn)
 
 
 @pytest.mark.parametrize("wrong", ["", "MB", "3 mb", "-3MB", "0", "3MiB", "1e6"])
