@@ -8,6 +8,7 @@ from types import UnionType
 from typing import get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from ray_jobs.cluster import check_paths
 from ray_jobs.options import PRESETS, Selection
@@ -76,6 +77,12 @@ def options(*groups: type, without: tuple[str, ...] = ()) -> Callable:
         )(call)  # fmt: skip
 
     return decorate
+
+
+def given() -> set[str]:
+    """Options that the user gave to the running command: on the command line, in a file or by a preset."""
+    context = click.get_current_context()
+    return {name for name in context.params if context.get_parameter_source(name) != ParameterSource.DEFAULT}
 
 
 def _check_places(values: dict) -> None:

@@ -10,18 +10,20 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from ray_jobs import encode, ingest
+from ray_jobs import encode, ingest, weights
 from ray_jobs.budget import parse_budgets
 from ray_jobs.compare import train_all
 from ray_jobs.copies import Copies
 from ray_jobs.cost import gpus_each, of_trainings
 from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Wanted, check_classes, planned
-from ray_jobs.frontier_report import ALL, Point, Spent, points, report
+from ray_jobs.frontier_report import Point, Spent, points, report
+from ray_jobs.frontier_rule import ALL, settings
 from ray_jobs.grid import Grid, Selected, further_set
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place, option
+from ray_jobs.payload import tar_bytes
 from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.trainings import Plan, correct_of, facts_of
 
@@ -63,8 +65,9 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
             held = [budget for budget in sizes if budget >= each[0].payload]
             if not held:
                 print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
+            tars = tar_bytes(own)
             for one in each if held else ():
-                spent = Spent(name, "", held[0], one.seed, one.images, one.payload)
+                spent = Spent(name, "", held[0], one.seed, one.images, one.payload, tars)
                 pairs.append((Wanted(spent.title, own, [one.seed]), spent))
         if not pairs:
             raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")
@@ -87,7 +90,12 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
             found = points(done)
             for point in found:
                 runs[point.title, point.arch].metrics(_metrics(point))
-        report(job, store, done, found, test)
+        backbone = replace(
+            grid.backbone,
+            backbone=grid.backbone.name(index.side, job.device),
+            weights=weights.origin(index, grid.backbone),
+        )
+        report(job, store, done, found, test, settings(budgets.saliency, grid.selection, backbone))
 
 
 def _spendings(
@@ -98,7 +106,7 @@ def _spendings(
     whole = np.arange(copy.images)
     if copies.guess(storage, whole) <= budget and (payload := copies.payload(storage, whole)) <= budget:
         for seed in grid.seeds:
-            spent = Spent(ALL, encoding, budget, seed, copy.images, payload)
+            spent = Spent(ALL, encoding, budget, seed, copy.images, payload, tar_bytes(copy))
             yield Wanted(spent.title, copy, [seed]), spent
         return
     for variant in grid.variants:
@@ -108,12 +116,15 @@ def _spendings(
             print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
             continue
         for seed, rows, payload in fits:
-            spent = Spent(variant.name, encoding, budget, seed, rows.images, payload)
+            spent = Spent(variant.name, encoding, budget, seed, rows.images, payload, tar_bytes(copy, rows.positions))
             yield Wanted(spent.title, copy, [seed], rows), spent
 
 
 def _metrics(point: Point) -> dict[str, float]:
-    named = {"top1": point.mean, "images": point.images, "payload_bytes": point.payload, "budget": point.budget}
+    named = {
+        "top1": point.mean, "images": point.images, "payload_bytes": point.payload, "tar_bytes": point.tars,
+        "budget": point.budget,
+    }  # fmt: skip
     return named | ({"top1_half_interval": point.half_interval} if point.seeds > 1 else {})
 
 

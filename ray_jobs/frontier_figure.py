@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ray_jobs.accuracy import as_bytes
+from ray_jobs.budget import as_budget
 from ray_jobs.comparison_figures import COLORS, MARKERS
 from ray_jobs.figures import DPI, GREY, WIDTH, bare, layout, title
 from ray_jobs.frontier_report import Point, best
@@ -43,7 +43,7 @@ def accuracy_over_bytes(found: Sequence[Point], arch: str) -> Figure:
         )  # fmt: skip
     axes.set_xscale("log")
     budgets = sorted({point.budget for point in found})
-    axes.set_xticks(budgets, [as_bytes(budget) for budget in budgets])
+    axes.set_xticks(budgets, [as_budget(budget) for budget in budgets])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("payload")
     axes.set_ylabel("per cent")

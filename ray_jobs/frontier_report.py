@@ -1,10 +1,9 @@
 """What a frontier says: accuracy of every spending of every budget, the best of each, as a table, a figure and a sentence."""
 
 import io
-import json
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -12,16 +11,15 @@ import numpy as np
 import pyarrow as pa
 
 from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
+from ray_jobs.budget import as_budget
+from ray_jobs.frontier_rule import RULE, rule_bytes
 from ray_jobs.store import Store, parquet_bytes
 
 if TYPE_CHECKING:  # what only the driver needs
     from ray_jobs.ingest import Index
     from ray_jobs.job import Job
 
-HEADINGS = ("network", "budget", "way to spend it", "images", "payload", "top-1", "below the best", "n")
-ALL = "all images"  # the method where nothing is left to choose
-RULE = "frontier.json"  # what `compress --budget --frontier` reads
-RULE_FIELDS = ("arch", "budget", "method", "encoding", "images", "payload", "mean", "seeds")
+HEADINGS = ("network", "budget", "way to spend it", "images", "payload", "as tars", "top-1", "below the best", "n")
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +36,7 @@ class Spending:
 
     @property
     def title(self) -> str:
-        return f"{self.name} in {as_bytes(self.budget)}"
+        return f"{self.name} in {as_budget(self.budget)}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +46,7 @@ class Spent(Spending):
     seed: int
     images: int
     payload: int
+    tars: int  # bytes, by `ray_jobs.payload.tar_bytes`
     arch: str = ""
     top1: float = math.nan
     correct: np.ndarray | None = None  # bool [T]
@@ -61,6 +60,7 @@ class Point(Spending):
     arch: str
     images: int
     payload: int
+    tars: int
     seeds: int
     mean: float
     half_interval: float  # half of the 95 % t-interval; NaN with one seed
@@ -87,7 +87,8 @@ def points(done: Sequence[Spent]) -> list[Point]:
         gaps = [reached[one.seed] - one.top1 for one in group]
         found.append(Point(
             group[0].method, group[0].encoding, budget, arch, round(statistics.fmean(one.images for one in group)),
-            round(statistics.fmean(one.payload for one in group)), len(group), statistics.fmean(top1), t_half_interval(top1),
+            round(statistics.fmean(one.payload for one in group)), round(statistics.fmean(one.tars for one in group)),
+            len(group), statistics.fmean(top1), t_half_interval(top1),
             (statistics.fmean(gaps), t_half_interval(gaps)),
         ))  # fmt: skip
     return found
@@ -114,7 +115,7 @@ def as_table(found: Sequence[Point]) -> str:
         leaders.add((point.arch, point.budget))
         gap, half = point.below
         lines.append((
-            point.arch, as_bytes(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload),
+            point.arch, as_budget(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload), as_bytes(point.tars),
             f"{100 * point.mean:.1f}{_plus_minus(point.half_interval)}",
             "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}", str(point.seeds),
         ))  # fmt: skip
@@ -130,7 +131,7 @@ def sentences(found: Sequence[Point]) -> list[str]:
             leader, others = here[0], here[1:]
             equal = [point.name for point in others if not point.below[0] > point.below[1]]  # also without an interval
             text = (
-                f"{arch}, {as_bytes(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
+                f"{arch}, {as_budget(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
                 f"{_plus_minus(leader.half_interval)}"
             )
             told.append(text + (f"; not to be told from it: {', '.join(equal)}" if equal else ""))
@@ -148,14 +149,24 @@ def runs_table(done: Sequence[Spent], keys: Sequence[str]) -> pa.Table:
     return pa.table({**columns, "correct": correct}).replace_schema_metadata({"test_keys": "\n".join(keys)})
 
 
-def report(job: "Job", store: Store, done: Sequence[Spent], found: Sequence[Point], test: "Index") -> None:
-    """Write runs.parquet, frontier.json, table.md and a figure a network to the store and to MLflow; print table and sentences."""
+def report(
+    job: "Job",
+    store: Store,
+    done: Sequence[Spent],
+    found: Sequence[Point],
+    test: "Index",
+    measured: Mapping[str, object],
+) -> None:
+    """Write runs.parquet, frontier.json, table.md and a figure a network to the store and to MLflow; print table and sentences.
+
+    Args:
+        measured: the settings of all spendings, for frontier.json.
+    """
     from ray_jobs.frontier_figure import accuracy_over_bytes
 
     table, told = as_table(found), "\n".join(sentences(found))
     store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
-    rule = [{name: getattr(point, name) for name in RULE_FIELDS} for point in found]
-    store.write(RULE, json.dumps(rule, indent=1).encode())
+    store.write(RULE, rule_bytes(measured, found))
     store.write("table.md", f"{table}\n\n{told}\n\n{job.tracker.ui_command()}\n".encode())
     for name in ("table.md", RULE, "runs.parquet"):
         job.run.artifact_bytes(store.read(name), name)

@@ -1,11 +1,7 @@
 """compress --budget: as many images as fit into so many bytes, spent as asked, or as a frontier says that it pays."""
 
-import json
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-
-import numpy as np
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 
 from adq.shards import absolute
 from ray_jobs import ingest, write
@@ -13,14 +9,13 @@ from ray_jobs.budget import parse_bytes
 from ray_jobs.cluster import probe
 from ray_jobs.compress import Compression
 from ray_jobs.copies import Copies
-from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Evaluation
-from ray_jobs.frontier_report import ALL, RULE, RULE_FIELDS, spending
+from ray_jobs.frontier_report import spending
+from ray_jobs.frontier_rule import read_rule
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
 from ray_jobs.options import Compute, Place, option
 from ray_jobs.selections import subset_of
-from ray_jobs.store import Store
 
 
 @dataclass(frozen=True)
@@ -43,44 +38,21 @@ class Spend:
             parse_bytes(self.budget)
 
 
-def best_spending(rule: Sequence[dict], budget: int) -> tuple[str, str, float]:
-    """Method, encoding and accuracy of the best spending at a budget.
-
-    Accuracies are interpolated along the logarithm of the budget. Above its range, a spending is worth what it was at its
-    largest budget; below, nothing is known of it. Where everything fitted, that belongs to `random`. Of several networks the mean
-    counts; sets that were made elsewhere are left out.
-
-    Raises:
-        ValueError: no spending there.
-    """
-    lines: dict[tuple[str, str], dict[int, list[float]]] = {}
-    for point in rule:
-        if point["encoding"]:
-            method = "random" if point["method"] == ALL else point["method"]
-            lines.setdefault((method, point["encoding"]), {}).setdefault(point["budget"], []).append(point["mean"])
-    if not lines:
-        raise ValueError("the frontier has no spending that could be repeated")
-    budget = max(budget, min(min(line) for line in lines.values()))
-    reached = {}
-    for name, line in lines.items():
-        known = sorted(line)
-        if known[0] <= budget:
-            reached[name] = float(np.interp(math.log(budget), np.log(known), [np.mean(line[at]) for at in known]))
-    (method, encoding), mean = max(reached.items(), key=lambda item: (item[1], item[0]))
-    return method, encoding, mean
-
-
-def run(wanted: Compression, spend: Spend, storage: Storage, compute: Compute, place: Place) -> None:
+def run(wanted: Compression, spend: Spend, compute: Compute, place: Place, given: Collection[str] = ()) -> None:
     """The command.
 
+    Args:
+        given: options that the user gave: they win over those of the frontier.
+
     Raises:
-        ValueError: not even one image a class fits; no such frontier.
+        ValueError: not even one image a class fits; no such frontier; options that contradict each other.
     """
-    budget, selection, name = parse_bytes(spend.budget), wanted.selection, wanted.selection.method
+    check_given(spend, given)
+    budget, variant = parse_bytes(spend.budget), Variant(wanted.selection.method, wanted.selection)
     if spend.frontier:
-        name, storage = _learned(spend.frontier, budget, storage)
-    variant = Variant.of(name, selection)
-    identity = ["spend", asdict(spend), asdict(storage), wanted.identity()]
+        wanted, variant = learned(wanted, spend.frontier, budget, given)
+    storage, selection = wanted.storage, wanted.selection
+    identity = ["spend", asdict(spend), wanted.identity()]
     with opened(place, compute, f"{variant.name} as {storage.encode} in {spend.budget}", identity) as job:
         write.check(wanted.out)
         probe(job.cluster, [absolute(wanted.out)])
@@ -89,7 +61,7 @@ def run(wanted: Compression, spend: Spend, storage: Storage, compute: Compute, p
         grid = Grid(
             Comparison(extractors=1), Evaluation(seeds=1), wanted.data, selection, wanted.backbone, (), wanted.out
         )
-        copies = Copies(job, index, wanted.backbone)
+        copies = Copies(job, index, wanted.backbone, selection.seed, wanted.data.skip_corrupt)
         rows, payload = copies.fitting(Selected(job, index, grid), variant, storage, budget, selection.seed)
         copy = copies.of(storage)
         written = write.run(job, copy, subset_of(job, copy, rows.positions), wanted.out, selection.seed)
@@ -102,13 +74,23 @@ def run(wanted: Compression, spend: Spend, storage: Storage, compute: Compute, p
         )
 
 
-def _learned(frontier: str, budget: int, storage: Storage) -> tuple[str, Storage]:
-    store = Store.at(frontier)
-    if store.size(RULE) is None:
-        raise ValueError(f"--frontier {store.root}: no {RULE} there; give the --out folder of `frontier`")
-    rule = json.loads(store.read(RULE))
-    if not isinstance(rule, list) or not all(isinstance(point, dict) and {*RULE_FIELDS} <= {*point} for point in rule):
-        raise ValueError(f"{store.path(RULE)}: is not what `frontier` writes")
-    method, encoding, mean = best_spending(rule, budget)
+def check_given(spend: Spend, given: Collection[str]) -> None:
+    """Raises ValueError for options that a budget, or a frontier, would overrule."""
+    if "keep" in given:
+        raise ValueError("--keep: a --budget says how many images are kept; give one of the two")
+    if spend.frontier and (chosen := [f"--{name}" for name in ("method", "encode") if name in given]):
+        raise ValueError(f"{' and '.join(chosen)}: --frontier chooses method and encoding; leave out one or the other")
+
+
+def learned(wanted: Compression, frontier: str, budget: int, given: Collection[str]) -> tuple[Compression, Variant]:
+    """The command with the best encoding of a frontier and the settings that it was measured with, and the best method."""
+    rule = read_rule(frontier)
+    method, encoding, mean = rule.spend(budget)
     print(f"frontier      {spending(method, encoding)}: about {100 * mean:.1f} % there", flush=True)
-    return method, replace(storage, encode=encoding)
+    storage, selection, backbone, differ = rule.settle(wanted.storage, wanted.selection, wanted.backbone, given)
+    variant = Variant.of(method, selection)
+    own = {f.name for f in fields(selection) if getattr(variant.selection, f.name) != getattr(selection, f.name)}
+    differ += [f"--{name} (there {method})" for name in sorted(own & set(given))]
+    if differ:
+        print(f"warning: not as the frontier was measured, or overruled by it: {'; '.join(differ)}", flush=True)
+    return replace(wanted, storage=replace(storage, encode=encoding), selection=selection, backbone=backbone), variant

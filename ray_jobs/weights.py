@@ -65,7 +65,7 @@ def run(job: "Job", index: Index, backbone: Backbone) -> Extractor:
         FileNotFoundError: --weights is neither a name, nor a file, nor train:EPOCHS.
     """
     arch, side = backbone.name(index.side, job.device), backbone.side(index.side)
-    source = backbone.weights or ("DEFAULT" if side >= SMALL else f"train:{DEFAULT_EPOCHS}")
+    source = origin(index, backbone)
     if trained := re.fullmatch(r"train:(\d+)", source):
         return _train(job, index, arch, side, int(trained[1]), backbone.train_workers, backbone.feature_seed)
     if file_info(absolute(source)).is_file:
@@ -76,6 +76,11 @@ def run(job: "Job", index: Index, backbone: Backbone) -> Extractor:
         )
     transform = input_transform(arch, side, source)
     return _loaded(job, arch, transform, source, {}, lambda: torchvision_state(arch, source))
+
+
+def origin(index: Index, backbone: Backbone) -> str:
+    """Where weights come from: as --weights says, or the default for images of this side."""
+    return backbone.weights or ("DEFAULT" if backbone.side(index.side) >= SMALL else f"train:{DEFAULT_EPOCHS}")
 
 
 def _from_file(job: "Job", arch: str, side: int, path: str) -> Extractor:

@@ -3,7 +3,7 @@
 import click
 
 from ray_jobs import compress as pipeline
-from ray_jobs.command_line import command, options
+from ray_jobs.command_line import command, given, options
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.encode import Storage
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
@@ -18,7 +18,7 @@ def compress(data, selection, storage, spend, backbone, compute, place, out):
     """Keep a part of the images: ingest, weights, extract, bins, score, sample, write, encode."""
     wanted = pipeline.Compression(data, backbone, selection, out, storage)
     if spend.budget:
-        run_spending(wanted, spend, storage, compute, place)
+        run_spending(wanted, spend, compute, place, given())
     else:
         pipeline.run(wanted, compute, place)
 

@@ -1,11 +1,10 @@
-"""What a frontier says is true of its runs; and the rule that compress learns from it."""
+"""What a frontier says is true of its runs."""
 
 import numpy as np
 import pytest
 
 from ray_jobs.frontier_figure import accuracy_over_bytes
 from ray_jobs.frontier_report import Spent, as_table, best, points, sentences
-from ray_jobs.spend import best_spending
 
 BUDGETS = (100_000, 1_000_000)
 TOP1 = {
@@ -17,7 +16,9 @@ TOP1 = {
 
 def runs() -> list[Spent]:
     return [
-        Spent(method, encoding, budget, seed, 10 * (n + 1), budget - 5, "convnet-d3", top1, np.ones(8, bool), "t")
+        Spent(
+            method, encoding, budget, seed, 10 * (n + 1), budget - 5, 20_480, "convnet-d3", top1, np.ones(8, bool), "t"
+        )
         for (method, encoding), by_budget in TOP1.items()
         for n, (budget, values) in enumerate(zip(BUDGETS, by_budget, strict=True))
         for seed, top1 in enumerate(values)
@@ -40,15 +41,15 @@ def test_points_are_means_with_the_best_first_and_differences_seed_by_seed():
 def test_the_table_and_the_sentences_name_the_best_and_what_cannot_be_told_from_it():
     found = points(runs())
     table = as_table(found).splitlines()
-    assert [line.split("|")[7].strip() for line in table[2:]][0::3] == ["best", "best"]
-    assert sentences(found)[0].startswith("convnet-d3, 0.10 MB: random as webp:20, 10 images, 42.0 %")
+    assert [line.split("|")[8].strip() for line in table[2:]][0::3] == ["best", "best"]
+    assert sentences(found)[0].startswith("convnet-d3, 100 kB: random as webp:20, 10 images, 42.0 %")
     assert sentences(found)[0].endswith("not to be told from it: dq as webp:20")
     assert "not to be told" not in sentences(found)[1]
 
 
 def test_a_larger_budget_can_be_spent_as_a_smaller_one():
     worse = [one for one in runs() if one.budget == BUDGETS[0]]
-    worse += [Spent("random", "original", 10**7, 0, 30, 10**7, "convnet-d3", 0.2, np.ones(8, bool), "t")]
+    worse += [Spent("random", "original", 10**7, 0, 30, 10**7, 10**7, "convnet-d3", 0.2, np.ones(8, bool), "t")]
     assert [point.budget for point in best(points(worse))] == [BUDGETS[0]] * 2
 
 
@@ -58,23 +59,11 @@ def test_one_seed_has_no_interval_and_is_drawn_all_the_same():
     assert accuracy_over_bytes(found, "convnet-d3").axes
 
 
-def test_the_rule_interpolates_between_budgets_and_leaves_other_sets_out():
-    rule = [
-        {"arch": p.arch, "budget": p.budget, "method": p.method, "encoding": p.encoding, "mean": p.mean}
-        for p in points(runs())
-    ]
-    rule.append({"arch": "convnet-d3", "budget": 100_000, "method": "distilled", "encoding": "", "mean": 0.9})
-    assert best_spending(rule, 100_000) == ("random", "webp:20", pytest.approx(0.42))
-    assert best_spending(rule, 10) == ("random", "webp:20", pytest.approx(0.42))
-    assert best_spending(rule, 10**9) == ("random", "original", pytest.approx(0.71))
-    # Half way in the logarithm: 0.515 as original, 0.515 as webp; a little above it, the original leads.
-    assert best_spending(rule, 330_000)[1] == "original"
-    assert best_spending(rule, 300_000)[1] == "webp:20"
-    # Below its smallest budget nothing is known of a spending; above its largest, it is worth what it was.
-    whole = {"arch": "convnet-d3", "budget": 10**7, "method": "all images", "encoding": "original", "mean": 0.95}
-    assert best_spending([*rule, whole], 100_000)[1] == "webp:20"
-    assert best_spending([*rule, whole], 10**8) == ("random", "original", pytest.approx(0.95))
-    alone = whole | {"encoding": "webp:50"}
-    assert best_spending([*rule, alone], 10**6) == ("random", "original", pytest.approx(0.71))
-    with pytest.raises(ValueError, match="no spending"):
-        best_spending(rule[-1:], 100)
+def test_two_budgets_that_round_to_the_same_megabytes_stay_two():
+    near = [Spent("random", "original", budget, 0, 10, 99_000, 102_400) for budget in (100_000, 104_000)]
+    assert len({one.title for one in near}) == 2
+    found = points(
+        [Spent("random", "original", budget, 0, 10, 99_000, 102_400, "a", 0.5) for budget in (100_000, 104_000)]
+    )
+    assert [line.split("|")[2].strip() for line in as_table(found).splitlines()[2:]] == ["100 kB", "104 kB"]
+    assert [line.split("|")[6].strip() for line in as_table(found).splitlines()[2:]] == ["0.10 MB"] * 2
