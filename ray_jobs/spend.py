@@ -27,7 +27,7 @@ class Spend:
     )
     frontier: str | None = option(
         None,
-        "With --budget: method and encoding are the best ones there, the --out folder of frontier.",
+        "With --budget: the best method and encoding there, the --out folder of frontier, and its settings unless you give them.",
         metavar="PLACE",
     )
 
