@@ -41,7 +41,8 @@ def support_points(pool: Pool, total: int, seed: int, depth: float | None = None
         depth: above 0 and up to 1; by default `depth_at` of total / N. A class always offers as many as it must give.
 
     Returns:
-        int64 [total], class after class in pick order. Raises ValueError as `adq.pool.check`, or for such a depth.
+        int64 [total], class after class in pick order. Raises ValueError as `adq.pool.check`, for such a depth, or as
+        `adq.prefix.head`.
     """
     check(pool, total, "embeddings", "bins", "ranks", direction=True)
     depth = depth_at(total / len(pool.keys)) if depth is None else check_depth(depth)

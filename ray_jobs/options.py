@@ -130,6 +130,8 @@ class Selection:
             raise ValueError(f"--depth {self.depth}: expected 0 (by --keep) to 1")
         if self.bins < 1:
             raise ValueError(f"--bins {self.bins}: expected 1 or more")
+        if self.method in ("prefix", "support-points") and self.scope != "class":
+            raise ValueError(f"--method {self.method} takes the GraphCut order of each class: use --scope class")
         if not self.temperature > 0:
             raise ValueError(f"--temperature {self.temperature}: expected a number above 0")
 

@@ -51,3 +51,37 @@ def test_the_head_widens_and_never_lacks_images(pool):
             prefix(pool, 10, 0, depth)
     with pytest.raises(ValueError, match="needs bins"):
         prefix(Pool(pool.keys, pool.labels, pool.embeddings), 10, 0)
+
+
+@pytest.mark.parametrize("method", ["prefix", "support-points"])
+def test_an_order_that_few_bins_do_not_tell_is_refused(pool, method):
+    function = METHODS[method].function
+
+    def cut(bins, scope="class"):
+        return Pool(pool.keys, pool.labels, pool.embeddings, *graphcut_bins(pool.embeddings, pool.labels, bins, scope))
+
+    # Of 200 images a class, the head of 0.6 is 120: two bins order 100 of them, three order 134.
+    for bins, last in ((1, 200), (2, 100)):
+        with pytest.raises(
+            ValueError, match=rf"--bins {bins}: the first 120 of the 200 .* the last bin holds {last}, .*--bins 10"
+        ):
+            function(cut(bins), 60, 0, 0.6)
+    for bins in (3, 5, 20):
+        known = cut(bins)
+        assert place_in_class(known)[function(known, 60, 0, 0.6)].max() < 0.6, (
+            "the order is known as far as it is needed"
+        )
+    # The whole class needs no order, whatever the bins.
+    assert (function(cut(1), 60, 0, 1.0) == function(pool, 60, 0, 1.0)).all()
+    # Nine bins leave more than a tenth without an order, ten do not.
+    with pytest.raises(ValueError, match="--bins 9: the first 190 of the 200"):
+        function(cut(9), 60, 0, 0.95)
+    assert len(function(pool, 60, 0, 0.95)) == 60
+    with pytest.raises(ValueError, match=r"class 0 has 200 images, but GraphCut ranks up to \d+.*--scope class"):
+        function(cut(10, "global"), 60, 0, 0.6)
+
+
+def test_classes_smaller_than_the_bins_have_an_order():
+    embeddings, labels = np.random.default_rng(1).random((12, 4), dtype=np.float32), np.arange(12) % 3
+    small = Pool([f"{i:02d}" for i in range(12)], labels, embeddings, *graphcut_bins(embeddings, labels, 10))
+    assert len(prefix(small, 6, 0, 0.6)) == 6

@@ -236,6 +236,11 @@ def test_a_number_outside_its_range_is_an_error_that_names_the_option(asked, opt
     assert option in message(compress(option, value)) and not asked
 
 
+@pytest.mark.parametrize("method", ["prefix", "support-points"])
+def test_the_head_of_each_class_is_not_that_of_all_images(asked, method):
+    assert "use --scope class" in message(compress("--method", method, "--scope", "global")) and not asked
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_another_choice_is_an_error_on_the_command_line_and_in_python(asked, group):
     for f in fields(group):
