@@ -4,20 +4,29 @@
 
 FOLDERs are those of `ray_jobs compare --out`. The endpoint is the mean difference over all keep ratios of a folder; intervals come
 from a bootstrap over seeds and test images, p-values are adjusted by Holm over all questions (folders times baselines).
+
+The bootstrap takes seeds as independent. A method without a draw makes one selection an extractor, though, which all seeds of that
+extractor share. So a second line takes extractors as the unit: the mean difference by extractor, over its seeds and all ratios,
+and the t-interval and t-test over these means.
 """
 
 import argparse
 import json
+import math
+import statistics
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from scipy.special import stdtr
 
-from adq.statistics import bootstrap_difference, holm
+from adq.statistics import Difference, bootstrap_difference, holm
+from ray_jobs.accuracy import t_half_interval
 
 
-def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.ndarray], list[int], str]:
-    """By method and keep ratio bool [S, T] in the order of the seeds; the seeds; the network."""
+def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.ndarray], np.ndarray, str]:
+    """By method and keep ratio bool [S, T] in the order of the seeds; the feature seed of each seed, int64 [S]; the network."""
     table = pq.read_table(folder / "runs.parquet")
     images = len(table.schema.metadata[b"test_keys"].decode().split("\n"))
     rows = sorted(table.to_pylist(), key=lambda row: row["seed"])
@@ -28,7 +37,38 @@ def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.
         if row["arch"] == arch:
             correct = np.unpackbits(np.frombuffer(row["correct"], np.uint8))[:images].astype(bool)
             found.setdefault((row["method"], row["keep"]), []).append(correct)
-    return {name: np.stack(each) for name, each in found.items()}, sorted({row["seed"] for row in rows}), arch
+    extractors = {row["seed"]: row["extractor"] for row in rows if row["arch"] == arch}
+    return {name: np.stack(each) for name, each in found.items()}, np.array(list(extractors.values())), arch
+
+
+def by_extractor(first: Sequence[np.ndarray], second: Sequence[np.ndarray], extractors: np.ndarray) -> dict:
+    """First minus second in points, by extractor, and with extractors as the unit; null where there is one extractor alone.
+
+    Args:
+        first, second: for every keep ratio, bool [S, T]. extractors: int [S].
+    """
+    gap = np.mean([100 * (a.mean(axis=1) - b.mean(axis=1)) for a, b in zip(first, second, strict=True)], axis=0)
+    means = {int(one): float(gap[extractors == one].mean()) for one in np.unique(extractors)}
+    unit = t_difference(list(means.values()))
+    return {
+        "by_extractor": {str(one): round(mean, 2) for one, mean in means.items()},
+        "points": round(unit.mean, 2),
+        **{name: None if math.isnan(getattr(unit, name)) else getattr(unit, name) for name in ("low", "high", "p")},
+    }
+
+
+def t_difference(values: Sequence[float]) -> Difference:
+    """The mean of the differences of n independent units, with its t-interval and the p-value of the one-sample t-test.
+
+    Returns:
+        One unit alone: an interval and a p-value of NaN.
+    """
+    mean, half = statistics.fmean(values), t_half_interval(values)
+    if math.isnan(half):
+        return Difference(mean, half, half, half)
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    t = abs(mean) / error if error else math.inf
+    return Difference(mean, mean - half, mean + half, 2 * float(stdtr(len(values) - 1, -t)))
 
 
 def main() -> None:
@@ -41,16 +81,18 @@ def main() -> None:
     wanted = parser.parse_args()
     lines = []
     for folder in wanted.runs:
-        found, seeds, arch = results(folder, wanted.arch)
+        found, extractors, arch = results(folder, wanted.arch)
         shares = sorted({keep for method, keep in found if method == wanted.method})
         for baseline in wanted.over:
             pairs = [(found[wanted.method, keep], found[baseline, keep]) for keep in shares]
-            difference = bootstrap_difference([a for a, _ in pairs], [b for _, b in pairs], wanted.draws)
+            first, second = [a for a, _ in pairs], [b for _, b in pairs]
+            difference = bootstrap_difference(first, second, wanted.draws)
             lines.append({
-                "data": folder.name, "arch": arch, "over": baseline, "keep": shares, "seeds": len(seeds),
+                "data": folder.name, "arch": arch, "over": baseline, "keep": shares, "seeds": len(extractors),
                 "points": round(100 * difference.mean, 2), "low": round(100 * difference.low, 2),
                 "high": round(100 * difference.high, 2), "p": difference.p,
                 "by_keep": [round(100 * float(a.mean() - b.mean()), 2) for a, b in pairs],
+                "extractors_as_the_unit": by_extractor(first, second, extractors),
             })  # fmt: skip
     for line, adjusted in zip(lines, holm([line["p"] for line in lines]), strict=True):
         line["p_holm"] = adjusted
@@ -59,7 +101,19 @@ def main() -> None:
             f"{line['data']}: {wanted.method} over {line['over']} {line['points']:+.2f} points "
             f"({line['low']:+.2f} to {line['high']:+.2f}), p {line['p_holm']:.4f} after Holm; {each}; {line['seeds']} seeds"
         )
+        print("  " + as_text(line["extractors_as_the_unit"]))
     print(json.dumps(lines, sort_keys=True))
+
+
+def as_text(unit: dict) -> str:
+    """A line of what `by_extractor` found."""
+    means = ", ".join(f"{mean:+.2f} ({extractor})" for extractor, mean in unit["by_extractor"].items())
+    if unit["p"] is None:
+        return f"one extractor alone has no interval with extractors as the unit: {means}"
+    return (
+        f"with extractors as the unit {unit['points']:+.2f} ({unit['low']:+.2f} to {unit['high']:+.2f}), p {unit['p']:.4f}, "
+        f"{len(unit['by_extractor']) - 1} degrees of freedom; by extractor {means}"
+    )
 
 
 if __name__ == "__main__":

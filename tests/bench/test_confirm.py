@@ -1,0 +1,70 @@
+"""The confirmatory analysis: the numbers of the stored runs, and extractors as the unit."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.bench import confirm
+
+STORED = Path(__file__).parent / "results" / "confirmation"
+
+
+def printed(monkeypatch, capsys, *arguments: str) -> tuple[str, list[dict]]:
+    monkeypatch.setattr(sys, "argv", ["confirm", "--draws", "50", *arguments])
+    confirm.main()
+    text = capsys.readouterr().out
+    return text, json.loads(text.splitlines()[-1])
+
+
+def test_the_t_test_by_hand():
+    # Mean 2, standard error 1 / sqrt(3). With two degrees of freedom the quantile is 4.303, and p is 1 - t / sqrt(2 + t^2).
+    found, t = confirm.t_difference([1.0, 2.0, 3.0]), 2 * np.sqrt(3)
+    assert found.mean == 2 and found.high - 2 == pytest.approx(4.302653 / np.sqrt(3)) == 2 - found.low
+    assert found.p == pytest.approx(1 - t / np.sqrt(2 + t * t))
+    assert confirm.t_difference([-1.0, -2.0, -3.0]).p == found.p
+    alone = confirm.t_difference([0.3])
+    assert alone.mean == 0.3 and np.isnan([alone.low, alone.high, alone.p]).all()
+
+
+def test_the_stored_runs_by_extractor(monkeypatch, capsys):
+    text, (random, dq) = printed(monkeypatch, capsys, "--runs", str(STORED / "imagenette"))
+    unit = dq["extractors_as_the_unit"]
+    assert unit["by_extractor"] == {"100": 4.33, "101": 3.0, "102": 6.96}
+    assert unit["points"] == 4.77 and (unit["low"], unit["high"]) == pytest.approx((-0.24, 9.77), abs=0.005)
+    assert unit["p"] == pytest.approx(0.0547, abs=1e-4)
+    assert random["extractors_as_the_unit"]["by_extractor"] == {"100": 4.28, "101": 3.81, "102": 5.9}
+    assert text.count("with extractors as the unit") == 2 and text.count("2 degrees of freedom") == 2
+
+
+def test_an_extractor_a_seed(tmp_path, monkeypatch, capsys):
+    """Ten seeds, each with its own extractor: the unit is the seed; and one extractor alone has no interval."""
+    right = {"random": range(40, 50), "dq": range(40, 50), "support-points": range(45, 65, 2)}
+
+    def write(folder: Path, first: int, step: int) -> str:
+        folder.mkdir()
+        rows = [
+            {"method": method, "keep": 0.1, "seed": seed, "extractor": first + step * seed, "arch": "net",
+             "correct": np.packbits(np.arange(100) < count).tobytes()}
+            for method, counts in right.items() for seed, count in enumerate(counts)
+        ]  # fmt: skip
+        table = pa.Table.from_pylist(rows[::-1])
+        names = "\n".join(f"{n:03d}" for n in range(100))
+        pq.write_table(table.replace_schema_metadata({"test_keys": names}), folder / "runs.parquet")
+        return str(folder)
+
+    _, (line, _) = printed(monkeypatch, capsys, "--runs", write(tmp_path / "ten", 107, 1))
+    unit = line["extractors_as_the_unit"]
+    assert list(unit["by_extractor"]) == [str(107 + n) for n in range(10)]
+    assert list(unit["by_extractor"].values()) == [5.0 + n for n in range(10)]
+    half = 2.262157 * np.std(range(10), ddof=1) / np.sqrt(10)
+    assert unit["points"] == line["points"] == 9.5 and unit["high"] == pytest.approx(9.5 + half, abs=0.006)
+
+    text, (line, _) = printed(monkeypatch, capsys, "--runs", write(tmp_path / "one", 3, 0))
+    assert (
+        line["extractors_as_the_unit"]["by_extractor"] == {"3": 9.5} and "one extractor alone has no interval" in text
+    )
