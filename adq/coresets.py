@@ -96,7 +96,7 @@ METHODS: dict[str, Method] = {
     "k-centre": _method(k_centre, "embeddings", False, "Sener and Savarese, ICLR 2018, arXiv 1708.00489"),
     "moderate": _method(moderate, "embeddings", False, "Xia et al., ICLR 2023"),
     "facility-location": _method(facility_location, "embeddings", False, "Wei, Iyer, Bilmes, ICML 2015"),
-    "ccs": _method(ccs, "embeddings", True, "Zheng et al., ICLR 2023, arXiv 2210.15809"),
+    "ccs": _method(ccs, "dynamics", True, "Zheng et al., ICLR 2023, arXiv 2210.15809"),
     "prototypes": _method(prototypes, "embeddings", True, PROTOTYPES),
     "prototypes-easy": _method(prototypes_easy, "embeddings", True, PROTOTYPES),
     "el2n": _method(el2n, "dynamics", False, "Paul et al., NeurIPS 2021, arXiv 2107.07075"),

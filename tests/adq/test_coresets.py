@@ -133,12 +133,10 @@ def test_an_embedding_that_is_no_number_is_named_by_its_key(name):
     for wrong in (np.nan, np.inf):
         embeddings = pool.embeddings.copy()
         embeddings[17, 3] = wrong
-        broken = Pool(
-            pool.keys, pool.labels, embeddings, pool.bins, pool.ranks, dynamics=None if name == "ccs" else pool.dynamics
-        )
+        broken = Pool(pool.keys, pool.labels, embeddings, pool.bins, pool.ranks, dynamics=pool.dynamics)
         with pytest.raises(ValueError, match=r"image-0017 has a NaN or infinite"):
             METHODS[name].function(broken, 10, 0)
-    if name in ("k-centre", "moderate", "ccs"):  # they take Euclidean distances
+    if name in ("k-centre", "moderate"):  # they take Euclidean distances
         return
     embeddings[17] = 0
     with pytest.raises(ValueError, match=r"image-0017 is all zeros"):

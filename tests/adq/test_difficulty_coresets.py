@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adq.coresets import METHODS, Pool, class_totals
-from adq.difficulty_coresets import ccs, d2, fill
+from adq.difficulty_coresets import beta_at, ccs, d2, fill
 from adq.dynamics import Dynamics
 
 
@@ -59,7 +59,7 @@ def test_ccs_cuts_the_hardest_and_covers_the_rest():
     scores[0, :5] = 100  # mislabelled: were they not cut, all others would share one stratum
     labels = np.repeat([0, 1], 500)
     pool = pool_of(scores.ravel() / 100, labels)
-    chosen = ccs(pool, 100, 0)
+    chosen = ccs(pool, 100, 0, beta=0.1)
     for c in range(2):
         mine = chosen[labels[chosen] == c]
         assert len(mine) == 50
@@ -73,20 +73,34 @@ def test_ccs_cuts_the_hardest_and_covers_the_rest():
 
 def test_ccs_cuts_no_more_than_the_total_can_spare():
     pool = pool_of(np.arange(20) / 20)
-    assert ccs(pool, 20, 0).tolist() == list(range(20))
-    assert ccs(pool, 19, 0).tolist() == list(range(19))
+    assert ccs(pool, 20, 0, beta=0.1).tolist() == list(range(20))
+    assert ccs(pool, 19, 0, beta=0.1).tolist() == list(range(19))
     assert ccs(pool, 12, 0, beta=0.4).tolist() == list(range(12))
     assert len(ccs(pool, 5, 0, beta=0.0, strata=1)) == 5
     with pytest.raises(ValueError, match=r"beta 1\.0"):
         ccs(pool, 5, 0, beta=1.0)
 
 
-def test_ccs_takes_the_distance_to_the_class_mean_without_dynamics():
-    x = np.array([[0.0], [1], [-1], [2], [-2], [30], [-30]], dtype=np.float32)
-    pool = Pool([str(i) for i in range(7)], np.zeros(7, dtype=int), x)
-    # The two at 30 are cut; strata 0, 1 and 2 are left: one of each.
-    chosen = np.abs(x[ccs(pool, 3, 0, beta=0.3, strata=50), 0])
-    assert sorted(chosen.tolist()) == [0, 1, 2]
+def test_ccs_leaves_out_more_where_less_is_kept():
+    # The paper's values for CIFAR-10, by the share that is kept.
+    for keep, beta in ((0.01, 0.3), (0.1, 0.3), (0.2, 0.1), (0.3, 0.1), (0.5, 0.0), (0.7, 0.0), (1.0, 0.0)):
+        assert beta_at(keep) == pytest.approx(beta)
+    assert 0.1 < beta_at(0.15) < 0.3
+    pool = pool_of(np.arange(100) / 100)
+    assert ccs(pool, 10, 0).tolist() == ccs(pool, 10, 0, beta=0.3).tolist() != ccs(pool, 10, 0, beta=0.1).tolist()
+    assert (
+        max(max(ccs(pool, 10, seed)) for seed in range(20)) < 70 <= max(max(ccs(pool, 50, seed)) for seed in range(20))
+    )
+
+
+def test_ccs_reads_the_training_and_no_embeddings():
+    rng = np.random.default_rng(3)
+    scores = rng.random(60)
+    assert METHODS["ccs"].needs == METHODS["el2n"].needs == frozenset({"dynamics"})
+    one, other = (pool_of(scores, embeddings=rng.normal(size=(60, 4)).astype(np.float32)) for _ in range(2))
+    assert ccs(one, 12, 0).tolist() == ccs(other, 12, 0).tolist() == ccs(pool_of(scores), 12, 0).tolist()
+    with pytest.raises(ValueError, match="needs dynamics"):
+        ccs(Pool(one.keys, one.labels, one.embeddings), 12, 0)
 
 
 def d2_by_loops(x, difficulty, count, k, forward, reverse) -> list[int]:
