@@ -3,7 +3,7 @@
     python -m tests.conformance.make            # the expected results anew, from the inputs that are there
     python -m tests.conformance.make --inputs   # the inputs too
 
-What the files mean is in README.md beside this file. `test_conformance.py` computes every expected result again, in two ways.
+What the files mean is in README.md beside this file. `test_conformance.py` and `test_tables.py` compute every expected result again.
 """
 
 import argparse
@@ -13,11 +13,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adq.coresets import Pool
 from adq.diversity import cosines, diversity, ratios
 from adq.graphcut import graphcut_bins, graphcut_select
 from adq.importance import importance, normalize
 from adq.randomness import key_order, numpy_generator, seed_of
-from adq.sampling import draw, quotas, shares
+from adq.sampling import class_table, draw, quotas, shares
+from adq.support_points import depth_at, support_points
 from adq.texture import texture_level
 
 VECTORS = Path(__file__).parent / "vectors"
@@ -49,6 +51,14 @@ BIN_SETS = {
 RULES = [("share", alpha, keep) for alpha in (0.0, 0.65, 1.0) for keep in (0.03, 0.1, 0.3, 0.9)]
 RULES += [("code", 0.65, 0.1), ("literal", 0.65, 0.1)]
 SEEDS = (0, 7)
+TABLES = {
+    "one bin": ([0.0], [[79, 84, 77]]),
+    "ties": ([1.0, 1.0, 1.0], [[6, 6, 6, 6]] * 3),
+    "uneven": ([1.9, 0.3, 0.0, 1.1], [[30, 2, 0], [5, 40, 9], [0, 3, 70], [12, 11, 13]]),
+    "long tail": ([0.2, 1.3, 0.7], [[60, 7, 1, 0], [40, 9, 0, 1], [21, 30, 5, 2]]),
+}
+TABLE_RULES = [(alpha, keep) for alpha in (0.0, 0.65) for keep in (0.05, 0.17, 0.4, 0.9)]
+SUPPORT = [(12, None), (48, None), (60, 1.0), (24, 0.3), (200, None)]  # images kept, depth
 HASHED = [(0, "draw", ["train_00000"]), (0, "draw", ["n01440764_10026"]), (7, "quota", ["3"]), (1, "cell", ["2", "9"]),
           (-1, "write", ["schön/é"]), (0, "draw", [])]  # fmt: skip
 
@@ -92,6 +102,8 @@ def expected(arrays: dict[str, np.ndarray]) -> dict[str, object]:
         "diversity": [_diversity(arrays, bin_size, tau) for bin_size, tau in ((60, 0.07), (60, 0.5), (2, 0.07), (1, 0.07))],
         "importance": [_importance(name, *scores) for name, scores in SCORES.items()],
         "quotas": _quotas(),
+        "class_table": _tables(),
+        "support_points": _support_points(arrays),
         "draws": _draws(arrays),
     }  # fmt: skip
 
@@ -140,6 +152,30 @@ def _quotas() -> list[dict]:
             case["quotas"] = quotas(np.array(weights), np.array(sizes), keep, alpha, allocation, seed).tolist()
             cases.append(case)
     return cases
+
+
+def _tables() -> list[dict]:
+    cases = []
+    for name, (weights, counts) in TABLES.items():
+        for (alpha, keep), seed in ((rule, seed) for rule in TABLE_RULES for seed in SEEDS):
+            if (seed and name != "ties") or (alpha and not any(weights)):
+                continue
+            table = class_table(np.array(weights), np.array(counts), keep, alpha, "share", "class", seed)
+            case = {"case": name, "importance": weights, "counts": counts, "keep": keep, "alpha": alpha, "seed": seed}
+            cases.append(case | {"table": table.tolist()})
+    return cases
+
+
+def _support_points(arrays: dict[str, np.ndarray]) -> list[dict]:
+    keys = [f"{n:03d}" for n in range(len(arrays["labels"]))]
+    pool = Pool(
+        keys, arrays["labels"], arrays["embeddings"], *graphcut_bins(arrays["embeddings"], arrays["labels"], 10)
+    )
+    return [
+        {"total": total, "depth": depth_at(total / len(keys)) if depth is None else depth,
+         "indices": support_points(pool, total, 0, depth).tolist()}
+        for total, depth in SUPPORT
+    ]  # fmt: skip
 
 
 def _draws(arrays: dict[str, np.ndarray]) -> dict:

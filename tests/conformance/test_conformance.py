@@ -190,6 +190,21 @@ def rounded(target: list[float], total: int, low: list[int], high: list[int], se
     return counts
 
 
+def nested(case: dict, total: int) -> list[int]:
+    """The quotas of the bins, by halving."""
+    sizes = case["sizes"]
+    (a, low), (b, high) = (0, [0] * len(sizes)), (sum(sizes), sizes)
+    counts = high if total == b else None
+    while counts is None or sum(counts) != total:
+        middle = (a + b) // 2
+        counts = rounded(shared(case, middle), middle, low, high, case["seed"])
+        if total > middle:
+            a, low = middle, counts
+        else:
+            b, high = middle, counts
+    return counts
+
+
 @pytest.mark.parametrize("name", sorted({case["case"] for case in STORED["quotas"]}))
 def test_quotas_by_halving(name):
     for case in (case for case in STORED["quotas"] if case["case"] == name):
@@ -203,15 +218,7 @@ def test_quotas_by_halving(name):
             continue
         total = round(case["keep"] * sum(sizes))
         check(shared(case, total), case["share"])
-        (a, low), (b, high) = (0, [0] * len(sizes)), (sum(sizes), sizes)
-        counts = high if total == b else None
-        while counts is None or sum(counts) != total:
-            middle = (a + b) // 2
-            counts = rounded(shared(case, middle), middle, low, high, case["seed"])
-            if total > middle:
-                a, low = middle, counts
-            else:
-                b, high = middle, counts
+        counts = nested(case, total)
         assert counts == case["quotas"] and sum(counts) == total, case
 
 
