@@ -1,6 +1,6 @@
 """RDED: distilled images made of crops of real ones, chosen by a trained network, not optimised."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -58,30 +58,83 @@ def rded(
         raise ValueError(
             f"per_class {per_class}, factor {factor}, crops {crops}, candidates {candidates}: all at least 1"
         )
-    if images.shape[-1] % factor:
-        raise ValueError(f"images of {images.shape[-1]} pixels cannot be mosaics of {factor} x {factor} crops")
-    needed, classes = per_class * factor**2, np.unique(labels)
+    classes = np.unique(labels)
     for c, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if count < needed:
-            raise ValueError(
-                f"class {c} has {count} images, {per_class} mosaics of {factor} x {factor} take {needed}; "
-                "lower per_class or factor"
-            )
-    model.to(device)
-    was_training = model.training
-    model.eval()
+        check_enough(int(c), int(count), per_class, factor)
     out = []
     for done, c in enumerate(classes, start=1):
         members = np.flatnonzero(labels == c)
-        order = torch.randperm(len(members), generator=torch_generator(seed, "rded-candidates", c)).numpy()
-        chosen = np.sort(members[order[: max(candidates, needed)]])
+        found, places = candidate_images(
+            lambda places, members=members: images[torch.from_numpy(members[places])].cpu(),
+            len(members), int(c), max(candidates, per_class * factor**2), seed,
+        )  # fmt: skip
         out.append(
-            mosaics(_best(images, chosen, int(c), model, transform, factor, crops, seed, device)[:needed], factor)
+            class_mosaics(found, members[places], int(c), model, transform, per_class, factor, crops, seed, device)
         )
         if on_step:
             on_step(done)
-    model.train(was_training)
     return torch.cat(out), np.repeat(classes, per_class)
+
+
+def check_enough(label: int, count: int, per_class: int, factor: int) -> None:
+    """Raises ValueError where a class has fewer images than its mosaics take."""
+    if count < (needed := per_class * factor**2):
+        raise ValueError(
+            f"class {label} has {count} images, {per_class} mosaics of {factor} x {factor} take {needed}; "
+            "lower per_class or factor"
+        )
+
+
+def candidate_images(
+    load: Callable[[np.ndarray], Iterable[Tensor | None]], count: int, label: int, wanted: int, seed: int
+) -> tuple[list[Tensor], np.ndarray]:
+    """The images of a class that are looked at: drawn first, and only then loaded. The next of the draw stand in for bad ones.
+
+    Args:
+        load: places in the class, ascending, to their images, uint8 [3, S, S]; None for what cannot be decoded.
+        count: images of the class. wanted: how many are looked at, if there are as many.
+
+    Returns:
+        The images, and their places in the class, int64, ascending.
+    """
+    order = torch.randperm(count, generator=torch_generator(seed, "rded-candidates", label)).numpy()
+    found: dict[int, Tensor] = {}
+    while len(order) and len(found) < wanted:
+        drawn, order = np.sort(order[: wanted - len(found)]), order[wanted - len(found) :]
+        found |= {int(place): image for place, image in zip(drawn, load(drawn), strict=True) if image is not None}
+    places = sorted(found)
+    return [found[place] for place in places], np.array(places, dtype=np.int64)
+
+
+def class_mosaics(
+    images: Sequence[Tensor],
+    names: np.ndarray,
+    label: int,
+    model: nn.Module,
+    transform: InputTransform,
+    per_class: int,
+    factor: int,
+    crops: int,
+    seed: int,
+    device: str,
+) -> Tensor:
+    """The mosaics of a class from its candidates, `candidate_images`. Arguments as of `rded`.
+
+    Args:
+        images: n of uint8 [3, S, S]. names: int64 [n], by which each image's crops are drawn, ascending.
+
+    Returns:
+        uint8 [per_class, 3, S, S]. Raises ValueError as `rded`.
+    """
+    check_enough(label, len(images), per_class, factor)
+    if (side := images[0].shape[-1]) % factor:
+        raise ValueError(f"images of {side} pixels cannot be mosaics of {factor} x {factor} crops")
+    model.to(device)
+    was_training = model.training
+    model.eval()
+    best = _best(images, names, label, model, transform, factor, crops, seed, device)
+    model.train(was_training)
+    return mosaics(best[: per_class * factor**2], factor)
 
 
 def square_crops(image: Tensor, count: int, side: int, generator: torch.Generator) -> Tensor:
@@ -112,8 +165,8 @@ def mosaics(crops: Tensor, factor: int) -> Tensor:
 
 
 def _best(
-    images: Tensor,
-    members: np.ndarray,
+    images: Sequence[Tensor],
+    names: np.ndarray,
     label: int,
     model: nn.Module,
     transform: InputTransform,
@@ -122,18 +175,19 @@ def _best(
     seed: int,
     device: str,
 ) -> Tensor:
-    """The best crop of each member, the most realistic first: uint8 [n, 3, S / factor, S / factor]."""
-    whole = images.shape[-1]
+    """The best crop of each image, the most realistic first: uint8 [n, 3, S / factor, S / factor]."""
+    whole = images[0].shape[-1]
     if factor == 1:
-        made, crops = images[torch.from_numpy(members)].cpu(), 1
+        made, crops = torch.stack(list(images)), 1
     else:
         made = torch.cat([
-            square_crops(images[i].cpu(), crops, whole // factor, torch_generator(seed, "rded-crops", i)) for i in members
+            square_crops(image, crops, whole // factor, torch_generator(seed, "rded-crops", int(name)))
+            for image, name in zip(images, names, strict=True)
         ])  # fmt: skip
     loss = torch.cat(list(_losses(made, label, model, transform, whole, device))).view(-1, crops)
     best = loss.argmin(dim=1)
     order = loss.amin(dim=1).argsort(stable=True)
-    return made.view(len(members), crops, *made.shape[1:])[order, best[order]]
+    return made.view(len(images), crops, *made.shape[1:])[order, best[order]]
 
 
 @torch.no_grad()

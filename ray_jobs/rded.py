@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 import ray
 import torch
@@ -16,7 +15,7 @@ from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
 from adq.randomness import numpy_generator
-from adq.rded import rded
+from adq.rded import candidate_images, class_mosaics
 from adq.shards import DataSet, absolute, read_ranges, tar_bytes
 from palette.encodings import Encoding, encode
 from palette.export import SOFT, members
@@ -36,7 +35,7 @@ from ray_jobs.write import Output, cut
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
 
-VERSION = 1
+VERSION = 2
 Row = tuple[str, int, int]  # shard, offset and size of the image
 
 
@@ -88,11 +87,15 @@ class Observer(Frozen):
         """The mosaics of a class, encoded, with their soft labels if wanted."""
         self.ready(weights)
         plan, wanted = self.plan, self.plan.wanted
-        images = torch.stack([image for image in self.pool.map(self._load, self._files(rows)) if image is not None])
         seed = int(numpy_generator(wanted.seed, "rded class", label).integers(1 << 31))
-        made, _ = rded(
-            images, np.full(len(images), label), self.model, plan.transform, wanted.images_per_class, wanted.factor, wanted.crops,
-            wanted.candidates, seed, plan.device,
+        rows = sorted(rows)
+        images, places = candidate_images(
+            lambda places: self.pool.map(self._load, self._files([rows[place] for place in places])),
+            len(rows), label, max(wanted.candidates, wanted.images_per_class * wanted.factor**2), seed,
+        )  # fmt: skip
+        made = class_mosaics(
+            images, places, label, self.model, plan.transform, wanted.images_per_class, wanted.factor, wanted.crops, seed,
+            plan.device,
         )  # fmt: skip
         columns: dict[str, list] = {"label": [label] * len(made), "extension": [], "image": []}
         for one in encode([("png", _png(image)) for image in made], wanted.encoding()):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from adq.extractor import InputTransform
 from adq.models import build
 from adq.randomness import torch_generator
-from adq.rded import mosaics, rded, resized, square_crops
+from adq.rded import candidate_images, class_mosaics, mosaics, rded, resized, square_crops
 from tests.conftest import cifar10_shard
 
 PLAIN = InputTransform(16, 16, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -110,6 +110,36 @@ def test_equals_go_by_the_lowest_index_and_classes_need_not_be_dense():
 class Zeros(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.zeros(len(x), 8)
+
+
+def test_only_the_candidates_are_loaded():
+    images, labels = pictures(200)
+    mine = images[labels == 0]
+    loaded: list[int] = []
+
+    def load(places: np.ndarray, bad: frozenset[int] = frozenset()) -> list[Tensor | None]:
+        assert (np.diff(places) > 0).all()
+        loaded.extend(places.tolist())
+        return [None if place in bad else mine[place] for place in places]
+
+    found, places = candidate_images(load, 100, 0, 10, seed=5)
+    assert loaded == places.tolist() and len(set(loaded)) == 10, "no other image is loaded"
+    made = class_mosaics(found, places, 0, Brightness(), PLAIN, 2, 2, 5, 5, "cpu")
+    want, _ = rded(mine, np.zeros(100, dtype=int), Brightness(), PLAIN, 2, candidates=10, seed=5)
+    assert torch.equal(made, want), "the mosaics are those of all images at hand"
+
+    # What cannot be decoded is replaced by the next of the draw; nothing else changes.
+    bad, before = frozenset(loaded[:3]), set(loaded)
+    loaded.clear()
+    _, again = candidate_images(lambda places: load(places, bad), 100, 0, 10, seed=5)
+    assert len(again) == 10 and set(again.tolist()) >= before - bad and len(loaded) == 13
+    _, longer = candidate_images(load, 100, 0, 13, seed=5)
+    assert set(again.tolist()) == set(longer.tolist()) - bad
+    # A class without enough good images gives all that it has.
+    found, places = candidate_images(lambda places: load(places, frozenset(range(95))), 100, 0, 10, seed=5)
+    assert places.tolist() == [95, 96, 97, 98, 99]
+    with pytest.raises(ValueError, match="class 0 has 5 images, 2 mosaics of 2 x 2 take 8"):
+        class_mosaics(found, places, 0, Brightness(), PLAIN, 2, 2, 5, 5, "cpu")
 
 
 def test_what_cannot_be_is_named():

@@ -3,7 +3,7 @@
     python -m tests.conformance.make            # the expected results anew, from the inputs that are there
     python -m tests.conformance.make --inputs   # the inputs too
 
-What the files mean is in README.md beside this file. `test_conformance.py` and `test_tables.py` compute every expected result again.
+What the files mean is in README.md beside this file. `test_conformance.py` and `test_tables.py` compute all results again.
 """
 
 import argparse
