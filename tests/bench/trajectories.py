@@ -1,10 +1,12 @@
 """Texture against trajectory distance (ADQ, Figure 4): is training on a bin of high texture nearer to training on everything?
 
-    python -m tests.bench.trajectories [--steps 600] [--seeds 3] [--compile] [--figure FILE]
+    python -m tests.bench.trajectories [--steps 600] [--seeds 3] [--compile] [--out FILE] [--figure FILE]
 
 A network is trained on all images, others from the same weights on each GraphCut bin and on random parts of the same size. The
-distance of two trainings is |theta_bin(t) - theta_all(t)| / |theta_all(t) - theta(0)|, its mean over ten points of time t. Bins
-come from the embeddings of the first network that is trained on everything. PyTorch alone; a JSON line a part, then correlations.
+distance of two trainings is |theta_bin(t) - theta_all(t)| / |theta_all(t) - theta(0)|, its mean over ten points of time t. The
+noise floor is that of a second training on all images from the same weights, in another order of batches. Bins come from the
+embeddings of the first network that is trained on everything. PyTorch alone; a JSON line a part (--out: in a file, too), then
+correlations.
 """
 
 import argparse
@@ -29,12 +31,23 @@ from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
 from tests.bench.palettes_data import DATA, examples, load
 
 POINTS = 10  # of time
+FLOOR = "all, another order"
 
 
 def trajectory(
-    data: TensorImages, recipe: Recipe, transform: InputTransform, arch: str, seed: int, device: str
+    data: TensorImages,
+    recipe: Recipe,
+    transform: InputTransform,
+    arch: str,
+    seed: int,
+    device: str,
+    order: int | None = None,
 ) -> tuple[nn.Module, Tensor]:
-    """The trained network, and its weights at the start and at `POINTS` points of time, float32 [POINTS + 1, weights]."""
+    """The trained network, and its weights at the start and at `POINTS` points of time, float32 [POINTS + 1, weights].
+
+    Args:
+        order: seed of the order of the batches, where it is not `seed`.
+    """
     with global_draws(seed, "initial weights", arch):
         model = build(arch, int(data.labels.max()) + 1, data.images.shape[-1]).to(device)
     every, found = recipe.steps // POINTS, [_flat(model)]
@@ -44,9 +57,8 @@ def trajectory(
             found.append(_flat(model))
 
     per_epoch = steps_per_epoch(len(data), recipe.batch_size)
-    train(
-        model, partial(epoch_batches, data, recipe, seed), per_epoch, recipe, transform, seed, device, on_step=on_step
-    )
+    batches = partial(epoch_batches, data, recipe, seed if order is None else order)
+    train(model, batches, per_epoch, recipe, transform, seed, device, on_step=on_step)
     return model, torch.stack(found)
 
 
@@ -84,6 +96,7 @@ def main() -> None:
     parser.add_argument("--shards", type=int, default=10)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, help="JSON lines: what is printed of each part, with the settings")
     parser.add_argument("--figure", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -92,7 +105,10 @@ def main() -> None:
     data = examples(*load(options.data, "train", options.shards))
     transform = input_transform(options.arch, data.images.shape[-1])
     recipe = Recipe(steps=options.steps, lr=0.05, compile=options.compile)
+    settings = {"arch": options.arch, "steps": options.steps, "data": options.data.name, "shards": options.shards}
     level, bins, lines = textures(data), None, []
+    if options.out:
+        options.out.write_text("")
     for seed in range(options.seeds):
         began = time.perf_counter()
         run = partial(
@@ -106,27 +122,35 @@ def main() -> None:
         for number in range(options.controls):
             chosen = numpy_generator(seed, "random part", number).choice(len(data), len(bins[0]), replace=False)
             parts[f"random {number + 1}"] = np.sort(chosen)
+        parts[FLOOR] = np.arange(len(data))
         for name, rows in parts.items():
+            _, other = run(part_of(data, rows), order=options.seeds + seed if name == FLOOR else seed)
             line = {
                 "part": name, "seed": seed, "images": len(rows), "texture": round(float(level[rows].mean()), 5),
-                "distance": round(distance(run(part_of(data, rows))[1], whole), 5),
+                "distance": round(distance(other, whole), 5),
             }  # fmt: skip
             lines.append(line)
             print(json.dumps(line), flush=True)
+            if options.out:
+                with options.out.open("a") as out:
+                    out.write(json.dumps(line | {"settings": settings}, sort_keys=True) + "\n")
         print(f"seed {seed}: {time.perf_counter() - began:.0f} s", flush=True)
     told = []
     for seed in range(options.seeds):
         mine = [line for line in lines if line["seed"] == seed and line["part"].startswith("bin")]
         told.append(float(np.corrcoef([x["texture"] for x in mine], [x["distance"] for x in mine])[0, 1]))
-    random = [line["distance"] for line in lines if line["part"].startswith("random")]
-    nearest = {"random_parts": round(statistics.fmean(random), 5)} if random else {}
-    print(json.dumps({"correlation_by_seed": [round(one, 3) for one in told]} | nearest))
+    means = {
+        name: round(statistics.fmean(mine), 5)
+        for name, start in (("random_parts", "random"), ("noise_floor", FLOOR))
+        if (mine := [line["distance"] for line in lines if line["part"].startswith(start)])
+    }
+    print(json.dumps({"correlation_by_seed": [round(one, 3) for one in told]} | means))
     if options.figure:
         draw(lines, options.figure)
 
 
 def draw(lines: list[dict], path: Path) -> None:
-    """Mean distance of every bin over its texture; random parts in grey."""
+    """Mean distance of every bin over its texture; random parts and the noise floor in grey."""
     from matplotlib.figure import Figure
 
     fig = Figure((6, 4.2), dpi=110, layout="constrained")
