@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from adq import collectives, mae_training
@@ -33,6 +34,8 @@ from adq.mae_training import MAERecipe, masked_error, random_masks, train
 from adq.mae_weights import config_of, from_bytes, load, to_bytes
 from adq.randomness import torch_generator
 from adq.reconstruction import psnr, reconstruct
+from adq.shards import tar_bytes
+from tests.bench import mae as benchmark
 
 TINY = MAEConfig(16, 4, 64, 2, 4, 32, 1, 2)
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -460,3 +463,17 @@ def test_wrong_options_say_so():
         broken = fresh(TINY, 0)
         broken.decoder_pred.bias.data.fill_(math.nan)
         run(broken, RECIPE, pictures(8))
+
+
+def test_the_benchmark_resizes_images_to_the_side_of_the_network(tmp_path):
+    images = pictures(4, 48)
+    members = []
+    for i, image in enumerate(images):
+        with io.BytesIO() as file:
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(file, "PNG")
+            members += [(f"{i}.png", file.getvalue()), (f"{i}.cls", b"0")]
+    (tmp_path / "x-val-000000.tar").write_bytes(tar_bytes(members))
+    assert torch.equal(benchmark.load(tmp_path, "val", 48), images.permute(0, 2, 3, 1))
+    small = benchmark.load(tmp_path, "val", 12)
+    assert small.shape == (4, 12, 12, 3) and small.dtype == torch.uint8 and small.is_contiguous()
+    assert (small.float().mean(dim=(1, 2)) - images.float().mean(dim=(2, 3))).abs().max() < 3

@@ -2,10 +2,11 @@
 
     python -m tests.bench.mae --data FOLDER [--device cuda] [--steps N] [--seconds 600] [--size small-32] [--out mae.pt]
 
-Needs PyTorch, NumPy and Pillow alone. FOLDER holds WebDataset shards *train-*.tar and *val-*.tar with images of one size. The
-network is trained on the train shards and tested on the val shards, of whose images 25 % of the patches of 8 pixels (16 from
-96 pixels) are dropped at random. Seconds are of the process's own CPU time on a CPU, so that they mean the same on a busy machine;
-`--seconds` measures a step first, and trains for as many as fit. The last line is JSON.
+Needs PyTorch, NumPy and Pillow alone. FOLDER holds WebDataset shards *train-*.tar and *val-*.tar; images of another side than the
+network's are brought to it as the job `mae` does: the shorter side resized, then the central square. The network is trained on
+the train shards and tested on the val shards, of whose images 25 % of the patches of 8 pixels (16 from 96 pixels) are dropped at
+random. Seconds are of the process's own CPU time on a CPU, so that they mean the same on a busy machine; `--seconds` measures a
+step first, and trains for as many as fit. The last line is JSON.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from torch import Tensor
 
 from adq.batches import TensorImages, epoch_batches, steps_per_epoch
 from adq.fill import fill
+from adq.images import resize_and_crop
 from adq.mae import BASES, MAE, PRESETS, fresh, patches_to_mask
 from adq.mae_training import MAERecipe, random_masks, train
 from adq.mae_weights import to_bytes
@@ -39,8 +41,8 @@ TIMED = 20  # steps that are measured
 SPEAK_SECONDS = 30
 
 
-def load(folder: Path, split: str) -> Tensor:
-    """uint8 [N, S, S, 3], in the order of the keys."""
+def load(folder: Path, split: str, side: int) -> Tensor:
+    """uint8 [N, side, side, 3], in the order of the keys."""
     found: dict[str, bytes] = {}
     for path in sorted(folder.glob(f"*{split}-*.tar")):
         with tarfile.open(path) as archive:
@@ -50,8 +52,9 @@ def load(folder: Path, split: str) -> Tensor:
                     found[key] = archive.extractfile(member).read()
     if not found:
         raise FileNotFoundError(f"no {split} shards in {folder}")
-    images = [np.asarray(Image.open(io.BytesIO(found[key])).convert("RGB")) for key in sorted(found)]
-    return torch.from_numpy(np.stack(images))
+    files = (Image.open(io.BytesIO(found[key])).convert("RGB") for key in sorted(found))
+    images = np.stack([resize_and_crop(image, side, side) for image in files])
+    return torch.from_numpy(images).permute(0, 2, 3, 1).contiguous()
 
 
 def clock(device: str) -> float:
@@ -105,7 +108,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     keep_freed_memory()
-    images, tests = load(options.data, "train"), load(options.data, "val")
+    side = PRESETS[options.size].image_size
+    images, tests = (load(options.data, split, side) for split in ("train", "val"))
     steps = options.steps
     if steps is None:
         trained(options, images, 1, quiet=True)  # what is loaded and built on first use
@@ -115,7 +119,6 @@ def main() -> None:
     if options.out:
         options.out.write_bytes(to_bytes(model))
 
-    side = model.config.image_size
     block = grid(side, side).side
     masks = random_masks(len(tests), (side // block) ** 2, DROPPED, torch_generator(options.seed, "dropped"))
     known = patches_to_mask(masks, block)
