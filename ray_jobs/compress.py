@@ -75,6 +75,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
     if "weights" in todo:
         extractor = weights.run(job, index, wanted.backbone)
         done["weights"] = extractor.manifest
+        if "write" in todo and wanted.storage.needs_network:
+            saliency.check(extractor, index)
     if "extract" in todo:
         done["extract"] = extract.run(job, index, extractor, wanted.backbone.feature_seed, wanted.data.skip_corrupt)
     if "bins" in todo:

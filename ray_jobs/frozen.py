@@ -21,6 +21,16 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
 BATCH = 256  # images whose soft labels are made together
 
 
+def check_classes(extractor: "Extractor", of: "Index", instead: str = "") -> None:
+    """Raises ValueError where the network does not know as many classes as the data have. Args: instead: what else helps."""
+    known = extractor.manifest.summary["classes"]
+    if known != len(of.classes):
+        raise ValueError(
+            f"{extractor.arch} is asked for the true class, but its weights know {known:,} classes and the data have "
+            f"{len(of.classes):,}: train it on the data with --weights train:10, or give such a file{instead}"
+        )
+
+
 def shared_weights(extractor: "Extractor", of: "Index | None" = None) -> dict[str, np.ndarray]:
     """The tensors of the weights stage, as `map_actors` shares them.
 
@@ -30,12 +40,9 @@ def shared_weights(extractor: "Extractor", of: "Index | None" = None) -> dict[st
     Raises:
         ValueError: it knows others.
     """
+    if of is not None:
+        check_classes(extractor, of)
     saved = torch.load(io.BytesIO(extractor.manifest.bytes("weights.pt")), weights_only=True)
-    if of is not None and (known := head_size(extractor.arch, saved)) != len(of.classes):
-        raise ValueError(
-            f"{extractor.arch} is asked for the true class, but its weights know {known} classes and the data have "
-            f"{len(of.classes)}: train it on the data with --weights train:10, or give such a file"
-        )
     return {name: value.numpy() for name, value in saved.items()}
 
 

@@ -18,7 +18,7 @@ from adq.saliency import grad_cam, patch_saliency, whole_input
 from adq.shards import DataSet, read_ranges
 from palette.encodings import resized
 from ray_jobs.actors import map_actors, pool_size
-from ray_jobs.frozen import Frozen, shared_weights
+from ray_jobs.frozen import Frozen, check_classes, shared_weights
 from ray_jobs.ingest import Index
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
@@ -93,6 +93,11 @@ def _table(found: list[tuple[str, np.ndarray]]) -> pa.Table:
     })  # fmt: skip
 
 
+def check(extractor: "Extractor", index: Index) -> None:
+    """What can be known before hours are spent. Raises ValueError: the backbone knows other classes than the data."""
+    check_classes(extractor, index, ", or drop the patches that the others tell best: --saliency fill-error")
+
+
 def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manifest:
     """Rank the patches of every image that can be decoded, or find it done.
 
@@ -102,6 +107,7 @@ def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manife
     Raises:
         ValueError: the backbone knows other classes than the data.
     """
+    check(extractor, index)
     compute = job.compute
     stage = Stage(
         job.store, "saliency", VERSION,
@@ -124,7 +130,7 @@ def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manife
             progress.add(part.rows)
 
         if missing:
-            state = shared_weights(extractor, index)
+            state = shared_weights(extractor)
             plan = Plan(
                 stage, index.data, extractor.arch, extractor.transform, resize, job.device, compute.batch_size,
                 compute.threads, int(compute.cpus_per_actor),
