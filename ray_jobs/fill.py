@@ -36,7 +36,7 @@ from ray_jobs.write import Output
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 1
+VERSION = 2
 WITH_NETWORK = "mae"
 
 
