@@ -1,5 +1,6 @@
 """A data set in several encodings, each made once, and the payload of any part of a copy: what budgets are spent on."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -35,6 +36,11 @@ class Copies:
         self.job, self.index, self.backbone, self.seed, self.skip_corrupt = job, index, backbone, seed, skip_corrupt
         self._made: dict[str, Index] = {}
         self._ratios: dict[str, float] = {}
+
+    def check(self, storages: Sequence[Storage]) -> None:
+        """What can be known before hours are spent. Raises ValueError: the backbone knows other classes than the data."""
+        if any(storage.needs_network for storage in storages):
+            saliency.check(weights.run(self.job, self.index, self.backbone), self.index)
 
     def of(self, storage: Storage) -> Index:
         """The encoded data set."""

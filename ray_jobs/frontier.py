@@ -57,6 +57,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         check_classes("--data", index, test)
         job.run.params(asdict(budgets) | {"methods": grid.comparison.methods, "seeds": grid.evaluation.seeds})
         copies, selected = Copies(job, index, grid.backbone), Selected(job, index, grid)
+        copies.check(storages)
         pairs = [
             pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
         ]  # fmt: skip

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adq.images import decode
+from adq.images import UndecodableImage, decode
 from adq.randomness import key_order
 from adq.shards import DataSet, read_ranges, tar_bytes
 from ray_jobs.actors import map_actors, pool_size
@@ -183,7 +183,10 @@ def _grid(index: Index, subset: pa.Table, seed: int) -> dict[int, list[np.ndarra
         if len(grid[row["bin"]]) < GRID_IMAGES:
             member = index.image_member(row["members"])
             (data,) = read_ranges(index.data, row["shard"], [(member["offset"], member["size"])])
-            image = decode(data)
+            try:
+                image = decode(data)
+            except UndecodableImage:  # `random` decodes nothing
+                continue
             image.thumbnail((128, 128))
             grid[row["bin"]].append(np.asarray(image))
     return dict(grid)
