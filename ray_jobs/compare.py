@@ -96,8 +96,13 @@ def _metrics(cell: Cell) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dict[str, Run]]:
-    """A run for every method, keep ratio and network, under which its trainings go."""
+    """A run for every method, keep ratio and network, under which its trainings go.
+
+    Its accuracies are of these very trainings, and its differences of the others: where a file of the same name holds something
+    else, it is another run.
+    """
     variants = {variant.name: variant for variant in grid.variants}
+    contents = sorted({training.stage.digest for training in plan.trainings})
     with contextlib.ExitStack() as stack:
         runs: dict[str, Run] = {}
         for training in plan.trainings:
@@ -109,7 +114,7 @@ def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dic
                 params = {k: v for k, v in settings.items() if k != "seed"} | {
                     "set": outcome.method, "keep": outcome.keep, "arch": training.classifier.arch, "seeds": grid.evaluation.seeds,
                 }  # fmt: skip
-                digest = sha256(canonical_json([grid.identity(), name]))
+                digest = sha256(canonical_json([grid.identity(), name, contents]))
                 runs[name] = stack.enter_context(job.child(name, digest, params))
         yield runs
 

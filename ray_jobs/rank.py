@@ -4,7 +4,8 @@ Published scores compare as many images; a palettised image is smaller than a re
 set is trained on soft labels, the random images get some, too, of a teacher trained on all of them.
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean
 
@@ -19,10 +20,12 @@ from ray_jobs.grid import Comparison, Grid, Selected, Variant, further_set
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import Rows
+from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.relabel import relabelled
-from ray_jobs.trainings import facts_of
+from ray_jobs.store import canonical_json, sha256
+from ray_jobs.trainings import Plan, facts_of
 
 REAL, DISTILLED, RANDOM, PLAIN = "all real images", "distilled", "random, as many bytes", ", without augmentation"
 HARD = ", hard labels"  # of a set that is ranked by its soft ones
@@ -81,14 +84,17 @@ def run(
             job, [replace(one, name=one.name + PLAIN) for one in few], held_out, Unaugmented(**vars(options))
         )
         plan = replace(augmented, trainings=augmented.trainings + plain.trainings)
-        train_all(job, plan, options.workers, gpus_each(0.0, plan.trainings[0].classifier.transform.crop), {})
-        found: dict[tuple[str, str], list[float]] = {}
-        for training in plan.trainings:
-            found.setdefault((training.set, training.classifier.arch), []).append(facts_of(training)["top1"])
-        mean = (round(fmean(getattr(one, name) for _, one in chosen)) for name in ("images", "payload"))
-        images = {REAL: (index.images, whole), DISTILLED: (own.images, budget), RANDOM: tuple(mean)}
-        images[DISTILLED + HARD] = own.images, payload_bytes(own)
-        _report(job, found, images)
+        with _runs(job, plan) as runs:
+            parents = {training.name: runs[training.classifier.arch] for training in plan.trainings}
+            each = gpus_each(0.0, plan.trainings[0].classifier.transform.crop)
+            train_all(job, plan, options.workers, each, parents)
+            found: dict[tuple[str, str], list[float]] = {}
+            for training in plan.trainings:
+                found.setdefault((training.set, training.classifier.arch), []).append(facts_of(training)["top1"])
+            mean = (round(fmean(getattr(one, name) for _, one in chosen)) for name in ("images", "payload"))
+            images = {REAL: (index.images, whole), DISTILLED: (own.images, budget), RANDOM: tuple(mean)}
+            images[DISTILLED + HARD] = own.images, payload_bytes(own)
+            _report(job, runs, found, images)
 
 
 def _random(job: Job, index: Index, chosen: list[Rows], grid: Grid, teacher: Backbone | None) -> list[Wanted]:
@@ -100,7 +106,24 @@ def _random(job: Job, index: Index, chosen: list[Rows], grid: Grid, teacher: Bac
     return [Wanted(RANDOM, one, [seed], soft=True) for seed, one in zip(grid.seeds, sets, strict=True)]
 
 
-def _report(job: Job, found: Mapping[tuple[str, str], list[float]], images: Mapping[str, tuple[int, int]]) -> None:
+@contextlib.contextmanager
+def _runs(job: Job, plan: Plan) -> Iterator[dict[str, Run]]:
+    """A run for every network, known by its trainings, under which they and its scores go."""
+    with contextlib.ExitStack() as stack:
+        runs = {}
+        for arch in dict.fromkeys(training.classifier.arch for training in plan.trainings):
+            contents = [training.stage.digest for training in plan.trainings if training.classifier.arch == arch]
+            digest = sha256(canonical_json(["rank", arch, sorted(contents)]))
+            runs[arch] = stack.enter_context(job.child(f"scores {arch}", digest, {"arch": arch}))
+        yield runs
+
+
+def _report(
+    job: Job,
+    runs: Mapping[str, Run],
+    found: Mapping[tuple[str, str], list[float]],
+    images: Mapping[str, tuple[int, int]],
+) -> None:
     lines = [("network", "set", "images", "payload", "top-1")]
     told = []
     for name, arch in found:
@@ -125,7 +148,7 @@ def _report(job: Job, found: Mapping[tuple[str, str], list[float]], images: Mapp
             "augmentation_robust_score": sum(ars) / len(ars),
             "over_random": lead,
         }
-        job.run.metrics({f"{name}_{arch}": value for name, value in scores.items()})
+        runs[arch].metrics(scores)
         told.append(
             f"{arch}: label-robust score {100 * scores['label_robust_score']:.1f}, augmentation-robust score "
             f"{100 * scores['augmentation_robust_score']:.1f}; {100 * lead:+.1f} points over random images of as many bytes"

@@ -113,6 +113,26 @@ def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch,
     assert (compared / "out" / "runs.parquet").read_bytes() == before
 
 
+def test_a_recipe_that_is_edited_in_place_has_cells_of_its_own(cluster, shards, tmp_path):
+    recipe, out = tmp_path / "mine.toml", tmp_path / "out"
+    place = Place(store=str(tmp_path / "runs"))
+    found = []
+    for steps in (2, 8):
+        recipe.write_text(f"steps = {steps}\nbatch_size = 32\nlr = 0.05\n")
+        wanted = grid(shards, out, methods="random", keep="0.1", sets=())
+        compare.run(replace(wanted, evaluation=Evaluation(NETWORK, seeds=1, recipe=str(recipe))), CPU, place)
+        top1 = parquet_table((out / "runs.parquet").read_bytes())["top1"][0].as_py()
+        tracker = open_tracker(None, "tessera", place.store)
+        runs = tracker.client.search_runs([tracker.experiment_id])
+        cells_of = [run for run in runs if run.info.run_name == f"random keep 0.1 {NETWORK}"]
+        linked = next(run for run in cells_of if run.info.run_id in (out / "table.md").read_text())
+        below = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == linked.info.run_id]
+        assert [run.data.params["steps"] for run in below] == [str(steps)]
+        assert linked.data.metrics["top1"] == top1
+        found.append(linked.info.run_id)
+    assert len(set(found)) == 2 == len(cells_of)
+
+
 def test_an_estimate_trains_nothing(compared, shards, capsys):
     wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True)
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
