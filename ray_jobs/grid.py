@@ -34,7 +34,7 @@ class Comparison:
         (), "A set of its own beside the methods, such as a distilled one.", metavar="NAME=SHARDS"
     )
     without_controls: bool = option(
-        False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to adq."
+        False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to every adq, with its settings."
     )
     extractors: int = option(
         0, "Extractors; seed s uses number s modulo this. 0: one a seed where they are trained here, else one."
@@ -54,8 +54,11 @@ class Comparison:
         found = [Variant.of(name, base) for name in dict.fromkeys(names)]
         if not found:
             raise ValueError("--methods: give at least one")
-        if "adq" in names and not self.without_controls:
-            found += [Variant.of(name, base) for name in CONTROLS if name not in names]
+        if not self.without_controls:
+            # Each with the settings of its own adq.
+            settings = [one.name.partition(":") for one in found if one.selection.method == "adq"]
+            controls = [name + colon + rest for _, colon, rest in settings for name in CONTROLS]
+            found += [Variant.of(name, base) for name in controls if name not in names]
         return found
 
 
@@ -69,18 +72,22 @@ class Variant:
     @classmethod
     def of(cls, name: str, base: Selection) -> "Variant":
         method, *settings = name.split(":")
-        kinds = {f.name: type(f.default) for f in fields(Selection) if f.name not in ("method", "keep", "seed")}
+        plain = replace(base, method=method)
+        known = sample.reads(method)
+        kinds = {f.name: type(f.default) for f in fields(Selection) if f.name in known}
         given: dict[str, object] = {}
         for setting in settings:
             field, _, value = setting.partition("=")
             field = field.strip().replace("-", "_")
             if field not in kinds:
-                raise ValueError(f"--methods {name}: no setting {field!r}; known: {', '.join(kinds)}")
+                raise ValueError(
+                    f"--methods {name}: {method} has no setting {field!r}; known: {', '.join(known) or 'none'}"
+                )
             try:
                 given[field] = kinds[field](value)
             except ValueError as error:
                 raise ValueError(f"--methods {name}: {field} is {value!r}, expected {kinds[field].__name__}") from error
-        return cls(name, replace(base, method=method, **given))
+        return cls(name, replace(plain, **given))
 
 
 @dataclass(frozen=True)

@@ -21,15 +21,26 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
 
 VERSION = 2
 OF_THE_HEAD = ("prefix", "support-points")  # of each class's GraphCut order: --depth
-BY_BINS = ("adq", *CONTROLS, "dq")  # a quota for every bin, and a draw inside
+BY_IMPORTANCE = ("adq", *CONTROLS)
+BY_BINS = (*BY_IMPORTANCE, "dq")  # a quota for every bin, and a draw inside
 
 
 def needs(method: str) -> frozenset[str]:
     """Of "embeddings", "bins", "scores" and "dynamics", what a method looks at."""
-    if method in ("adq", *CONTROLS):
+    if method in BY_IMPORTANCE:
         return frozenset({"embeddings", "bins", "scores"})
     more = {"embeddings"} if "bins" in METHODS[method].needs else set()
     return METHODS[method].needs | more
+
+
+def reads(method: str) -> tuple[str, ...]:
+    """The fields of Selection, other than the keep ratio and the seed, on which a method's choice hangs."""
+    wanted = needs(method)
+    found = ("bins", "scope", "normalize", "centre") if wanted & {"bins", "scores"} else ()
+    found += ("scores", "diversity", "temperature", "score_norm") if "scores" in wanted else ()
+    found += ("alpha", "allocation") if method in BY_IMPORTANCE else ()
+    found += ("depth",) if method in OF_THE_HEAD else ()
+    return found + (("balance",) if method in BY_BINS or method == "random" else ())
 
 
 @dataclass(frozen=True)
@@ -73,11 +84,9 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
     kept(selection.keep, index.images)
     method = selection.method
     config = {"method": method, "keep": selection.keep, "seed": selection.seed}
-    if method in BY_BINS or method == "random":
-        config |= {"balance": selection.balance}
-    if method in ("adq", *CONTROLS):
-        config |= {"alpha": selection.alpha, "allocation": selection.allocation}
-    if method in OF_THE_HEAD:
+    own = reads(method)  # those before are in the contents of the bins and scores
+    config |= {name: getattr(selection, name) for name in ("balance", "alpha", "allocation") if name in own}
+    if "depth" in own:
         config |= {"depth": selection.depth or "by the keep ratio"}
     inputs = {"index": index.manifest.content} | seen.contents(method)
     stage = Stage(job.store, "sample", VERSION, inputs, config)
@@ -95,8 +104,8 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
         sizes = np.zeros((int(number.max()) + 1, len(index.classes)), dtype=np.int64)
         np.add.at(sizes, (number, pool.labels), 1)
         importance = np.zeros(len(sizes)) if importance is None else importance
-        alpha = selection.alpha if method in ("adq", *CONTROLS) else 0.0
-        allocation = selection.allocation if method in ("adq", *CONTROLS) else "share"
+        alpha = selection.alpha if method in BY_IMPORTANCE else 0.0
+        allocation = selection.allocation if method in BY_IMPORTANCE else "share"
         dq = class_table(importance, sizes, selection.keep, 0.0, "share", selection.balance, selection.seed)
         if method in BY_BINS or method == "random":
             quota = class_table(importance, sizes, selection.keep, alpha, allocation, selection.balance, selection.seed)

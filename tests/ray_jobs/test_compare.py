@@ -30,7 +30,8 @@ BACKBONE = Backbone(backbone=NETWORK, weights="train:1")
 
 
 def grid(shards, out, **changes) -> Grid:
-    comparison = Comparison(METHODS, keep="0.05,0.1", sets=(f"{OWN}={shards}/part-000001.tar",), extractors=1)
+    sets = (f"{OWN}={shards}/part-000001.tar",)
+    comparison = Comparison(METHODS, keep="0.05,0.1", sets=sets, extractors=1, without_controls=True)
     evaluation = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32)
     data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
     return Grid(replace(comparison, **changes), evaluation, data, Selection(), BACKBONE, test, str(out))
@@ -134,7 +135,7 @@ def test_a_recipe_that_is_edited_in_place_has_cells_of_its_own(cluster, shards, 
 
 
 def test_an_estimate_trains_nothing(compared, shards, capsys):
-    wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True)
+    wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True, without_controls=False)
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
     assert "5 sets x 2 keep ratios x 2 seeds x 1 networks: 20 trainings" in said and "cost" in said
@@ -146,6 +147,7 @@ def test_an_estimate_trains_nothing(compared, shards, capsys):
     [
         ("random,hearding", "0.1", "--method hearding: expected one of adq"),
         ("adq:beta=1", "0.1", "no setting 'beta'; known"),
+        ("dq,herding:bins=5", "0.1", "--methods herding:bins=5: herding has no setting 'bins'; known: none"),
         ("adq:alpha=much", "0.1", "alpha is 'much', expected float"),
         ("adq:alpha=2", "0.1", "--alpha 2.0: expected 0"),
         (" , ", "0.1", "give at least one"),
@@ -163,13 +165,6 @@ def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, kee
 def test_further_sets_need_names_of_their_own(shards, sets):
     with pytest.raises(ValueError, match="expected NAME=SHARDS, each with a name of its own"):
         _ = grid(shards, "out", sets=sets).named_sets
-
-
-def test_controls_come_with_adq():
-    named = [variant.name for variant in Comparison("random,adq").variants(Selection())]
-    assert named == ["random", "adq", "adq-permuted", "adq-reversed", "adq-random-bins"]
-    assert len(Comparison("random,adq", without_controls=True).variants(Selection())) == 2
-    assert Variant.of("dq:scope=global", Selection()).selection.scope == "global"
 
 
 def outcome(method: str, seed: int, top1: float, keep: float = 0.1, **changes) -> Outcome:

@@ -1,14 +1,15 @@
 """What a comparison asks for, without training anything."""
 
 from contextlib import nullcontext
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
 
-from ray_jobs import rank
+from ray_jobs import rank, sample
 from ray_jobs.compare import _cell_runs
 from ray_jobs.evaluate import Evaluation
-from ray_jobs.grid import Comparison, Grid
+from ray_jobs.grid import Comparison, Grid, Variant
 from ray_jobs.options import Backbone, Data, Selection
 from ray_jobs.trainings import Plan
 
@@ -43,3 +44,45 @@ def test_a_cell_is_another_run_where_files_of_the_same_names_hold_something_else
 def test_scores_of_a_rank_belong_to_their_trainings():
     one, again, other = (digests(rank._runs, {rank.REAL: "a", rank.DISTILLED: last}) for last in ("b", "b", "c"))
     assert one == again != other and list(one) == ["scores net"]
+
+
+def test_every_adq_brings_its_controls_with_its_own_settings():
+    base = Selection(bins=7)
+    named = [variant.name for variant in Comparison("random,adq").variants(base)]
+    assert named == ["random", "adq", "adq-permuted", "adq-reversed", "adq-random-bins"]
+    found = {one.name: one.selection for one in Comparison("dq,adq:alpha=0.3,adq:alpha=1:bins=5").variants(base)}
+    assert list(found) == [
+        "dq", "adq:alpha=0.3", "adq:alpha=1:bins=5",
+        "adq-permuted:alpha=0.3", "adq-reversed:alpha=0.3", "adq-random-bins:alpha=0.3",
+        "adq-permuted:alpha=1:bins=5", "adq-reversed:alpha=1:bins=5", "adq-random-bins:alpha=1:bins=5",
+    ]  # fmt: skip
+    assert found["adq-reversed:alpha=0.3"] == replace(base, method="adq-reversed", alpha=0.3)
+    assert found["adq-random-bins:alpha=1:bins=5"] == replace(base, method="adq-random-bins", alpha=1.0, bins=5)
+    assert len(Comparison("adq,adq-permuted").variants(base)) == 4, "one that is listed comes once"
+    assert len(Comparison("adq,adq:alpha=1", without_controls=True).variants(base)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("herding:bins=5", "herding has no setting 'bins'; known: none"),
+        ("el2n:alpha=1", "el2n has no setting 'alpha'; known: none"),
+        ("dq:alpha=0.3", "dq has no setting 'alpha'; known: bins, scope, normalize, centre, balance"),
+        ("dq:diversity=log", "dq has no setting 'diversity'"),
+        ("random:scope=global", "random has no setting 'scope'; known: balance"),
+        ("support-points:balance=none", "has no setting 'balance'; known: bins, scope, normalize, centre, depth"),
+        ("adq:depth=0.5", "adq has no setting 'depth'; known: bins, .*alpha, allocation, balance"),
+        ("dq:keep=0.5", "dq has no setting 'keep'"),
+    ],
+)
+def test_a_setting_that_a_method_does_not_read_is_refused(name, message):
+    with pytest.raises(ValueError, match=f"--methods {name}: .*{message}"):
+        Variant.of(name, Selection())
+
+
+def test_settings_that_methods_read_are_taken():
+    assert Variant.of("dq:scope=global", Selection()).selection.scope == "global"
+    assert Variant.of("adq-permuted:score-norm=zscore", Selection()).selection.score_norm == "zscore"
+    assert Variant.of("prefix:depth=0.5", Selection()).selection.depth == 0.5
+    every = {field.name for field in fields(Selection)} - {"method", "keep", "seed"}
+    assert set(sample.reads("adq")) == every - {"depth"}, "a setting that is new belongs to the methods that read it"
