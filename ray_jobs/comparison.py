@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # what only the driver needs
     from ray_jobs.job import Job
 
 BASELINES = ("random", "dq")
+SAME_SIZE = 0.01  # of a keep ratio: sets that differ less are compared
 NOTHING = (math.nan, math.nan)
 
 
@@ -58,6 +59,12 @@ class Cell:
     gpu_seconds: float
 
 
+def compared_at(keep: float, shares: Iterable[float]) -> float | None:
+    """The share that is nearest to a keep ratio, if it is near enough to compare: a set need not have a ratio of the grid."""
+    nearest = min(shares, key=lambda share: abs(share - keep), default=None)
+    return nearest if nearest is not None and abs(nearest - keep) <= SAME_SIZE * nearest else None
+
+
 def cells(done: Sequence[Outcome]) -> list[Cell]:
     """The cells of the table: by network, keep ratio, and in the order of the methods."""
     groups: dict[tuple[str, float, str], list[Outcome]] = {}
@@ -66,7 +73,8 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
     order = list(dict.fromkeys(one.method for one in done))
 
     def over(baseline: str, arch: str, keep: float, method: str) -> tuple[float, float]:
-        before = {one.seed: one.top1 for one in groups.get((arch, keep, baseline), ())}
+        at = compared_at(keep, [share for a, share, name in groups if (a, name) == (arch, baseline)])
+        before = {one.seed: one.top1 for one in groups.get((arch, at, baseline), ())}
         pairs = [one.top1 - before[one.seed] for one in groups[arch, keep, method] if one.seed in before]
         if baseline == method or not pairs:
             return NOTHING
@@ -125,6 +133,20 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
     return "\n".join([table, "", *addresses])
 
 
+def differences_elsewhere(found: Sequence[Cell]) -> str:
+    """A line for each set whose differences are to methods at a keep ratio that is near to its own."""
+    shares = {cell.keep for cell in found if cell.method in BASELINES}
+    near = {
+        (cell.method, cell.images): compared_at(cell.keep, shares)
+        for cell in found
+        if cell.keep not in shares and compared_at(cell.keep, shares)
+    }
+    return "\n".join(
+        f"{method} has {images:,} images; its differences are to what is chosen at keep {share:g}."
+        for (method, images), share in near.items()
+    )
+
+
 def _plus_minus(half: float) -> str:
     return "" if math.isnan(half) else f" ± {100 * half:.1f}"
 
@@ -146,9 +168,10 @@ def report(
     """Write runs.parquet, table.md and a figure a network to the store and to MLflow, and print the table."""
     from ray_jobs.comparison_figures import accuracy_over_keep
 
-    table = as_table(found)
+    note = differences_elsewhere(found)
+    table, linked = ("\n\n".join(filter(None, (as_table(found, to), note))) for to in (None, links))
     store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
-    linked = as_table(found, links) + f"\n\n{job.tracker.ui_command()}\n"
+    linked += f"\n\n{job.tracker.ui_command()}\n"
     store.write("table.md", linked.encode())
     job.run.text(linked, "table.md")
     job.run.artifact_bytes(store.read("runs.parquet"), "runs.parquet")

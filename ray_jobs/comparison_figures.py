@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
+from ray_jobs.comparison import BASELINES, compared_at
 from ray_jobs.figures import BLUE, DPI, GREEN, GREY, INK, ORANGE, WIDTH, bare, layout, title
 
 if TYPE_CHECKING:
@@ -23,8 +24,10 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
         found: the cells of one network.
     """
     methods = list(dict.fromkeys(cell.method for cell in found))
-    shares = sorted({cell.keep for cell in found})
-    place = {share: number for number, share in enumerate(shares)}
+    chosen = {cell.keep for cell in found if cell.method in BASELINES}
+    at_share = {cell.keep: compared_at(cell.keep, chosen) or cell.keep for cell in found}
+    shares = sorted(set(at_share.values()))
+    place = {keep: shares.index(share) for keep, share in at_share.items()}
     beside = "random" in methods and len(methods) > 1
     fig = Figure((WIDTH * 1.2, 5.4), dpi=DPI, layout=layout())
     axes = fig.subplots(1, 2 if beside else 1, squeeze=False)[0]

@@ -12,7 +12,7 @@ from adq.container import pack
 from adq.features import load
 from adq.models import build
 from ray_jobs import compare, compress, evaluate, ingest, rank, relabel, weights
-from ray_jobs.comparison import Outcome, as_table, cells, runs_table
+from ray_jobs.comparison import Outcome, as_table, cells, compared_at, differences_elsewhere, runs_table
 from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
@@ -188,6 +188,26 @@ def test_differences_are_taken_seed_by_seed():
         "[35.0 ± 24.8][2] |" in text and "\n[2]: http://x/dq" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
     )
     assert "moved" not in text and "GPU" not in text  # columns with nothing in them
+
+
+def test_a_set_of_nearly_a_ratio_of_the_grid_is_compared_with_it():
+    done = [outcome(m, s, t, keep) for m, t in (("random", 0.2), ("dq", 0.3)) for s in (0, 1) for keep in (0.1, 0.104)]
+    own = {"near": 0.09998, "nearer": 0.1033, "far": 0.0985}
+    done += [outcome(name, s, 0.5, keep) for name, keep in own.items() for s in (0, 1)]
+    found = cells(done)
+    named = {cell.method: cell for cell in found}
+    for name in ("near", "nearer"):
+        assert named[name].over_random[0] == pytest.approx(0.3) and named[name].over_dq[0] == pytest.approx(0.2)
+    assert math.isnan(named["far"].over_random[0]) and math.isnan(named["far"].over_dq[0])
+    assert [compared_at(keep, (0.1, 0.104)) for keep in own.values()] == [0.1, 0.104, None]
+    assert compared_at(0.1, ()) is None
+    assert differences_elsewhere(found).splitlines() == [
+        "near has 100 images; its differences are to what is chosen at keep 0.1.",
+        "nearer has 100 images; its differences are to what is chosen at keep 0.104.",
+    ]
+    assert not differences_elsewhere(cells(done[:8]))
+    ticks = accuracy_over_keep(found, "net").axes[0].get_xticklabels()
+    assert [text.get_text() for text in ticks] == ["9.85 %", "10 %", "10.4 %"]
 
 
 def test_the_figure_shows_every_method(tmp_path):
