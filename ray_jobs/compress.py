@@ -13,6 +13,7 @@ from ray_jobs.encode import Storage
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.seen import extracts
 from ray_jobs.stages import Manifest
 from ray_jobs.store import canonical_json, sha256
 
@@ -41,7 +42,7 @@ class Compression:
     def needs(self) -> tuple[str, ...]:
         """The stages that this method needs."""
         needed = sample.needs(self.selection.method)
-        features = "scores" in needed or ("embeddings" in needed and not self.backbone.embeddings)
+        features = extracts(self.selection.method, self.backbone, self.data.skip_corrupt)
         asked = {
             "weights": features or self.storage.needs_network, "extract": features, "bins": bool(needed & {"bins", "scores"}),
             "score": "scores" in needed, "dynamics": "dynamics" in needed,
@@ -90,6 +91,7 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         done["sample"] = sample.run(job, index, sample.Seen(
             done.get("bins"), done.get("score"), done.get("extract"), done.get("dynamics"),
             bins.own_embeddings(wanted.backbone.embeddings, index) if own else None,
+            extract.undecoded(done["extract"]) if wanted.data.skip_corrupt else (),
         ), selection)  # fmt: skip
     if "write" in todo:
         done |= _written(job, index, done["sample"], wanted, extractor if "weights" in todo else None)

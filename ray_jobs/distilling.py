@@ -1,7 +1,7 @@
 """The stages that Ray Train runs: start, the embeddings for it, and distill, each worker a share of the classes."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,7 @@ from ray_jobs.cluster import check_memory
 from ray_jobs.distilled_set import as_table
 from ray_jobs.experts import Network, trajectory
 from ray_jobs.ingest import Index
-from ray_jobs.loading import Held, open_set
+from ray_jobs.loading import open_set
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.streaming import interval
@@ -121,7 +121,7 @@ def _embed_images(member: Member, plan: Start) -> None:
     if plan.colors is not None:
         for part in images.split(QUANTISED):  # in place: a whole data set is held once
             part.copy_(quantise(part.permute(0, 2, 3, 1).to(member.device), plan.colors).permute(0, 3, 1, 2))
-    held = Held(TensorImages(images, data.labels), data.keys, data.dropped)
+    held = replace(data, images=TensorImages(images, data.labels))
     model, losses = fit(member, plan.classifier, held, plan.stage.digest)
     model.eval()
     for label in range(len(plan.index.classes)):

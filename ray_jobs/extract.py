@@ -189,6 +189,13 @@ def _known(index: Index) -> dict[str, list[tuple[str, int]]]:
     return out
 
 
+def undecoded(manifest: Manifest) -> tuple[str, ...]:
+    """The keys of the images that could not be decoded."""
+    if not manifest.summary["undecodable"]:
+        return ()
+    return tuple(sorted(key for _, key, _ in _errors(manifest.stage, list(manifest.parts))))
+
+
 def _errors(stage: Stage, parts: list[Part]) -> list[tuple[str, str, str]]:
     """(shard, key, reason) of every image that could not be decoded."""
     out = []

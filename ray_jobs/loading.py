@@ -3,9 +3,9 @@
 In memory, images lie in the order of the index, so the order of the shards never matters.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 
@@ -82,11 +82,16 @@ class EncodedImages:
 
 @dataclass(frozen=True)
 class Held:
-    """A set in memory, in the order of the index, with hard or soft labels. `dropped` rows of the index could not be decoded."""
+    """A set in memory, in the order of the index, with hard or soft labels."""
 
     images: ImageSet
     keys: list[str]
-    dropped: int
+    reader: ShardReader
+    failed: Mapping[int, UndecodableImage] = field(default_factory=dict)  # rows of the index that are left out
+
+    @property
+    def dropped(self) -> int:
+        return len(self.failed)
 
     @property
     def labels(self) -> np.ndarray:
@@ -104,19 +109,18 @@ class Held:
         return batches if isinstance(self.images, TensorImages) else ahead(batches)
 
     def take(self, rows: np.ndarray) -> "Held":
-        """The images at some positions, int64 [n], as if these alone had been opened.
+        """The images at some rows of the index, int64 [n], as if these alone had been opened.
 
         Raises:
-            ValueError: images were dropped.
+            ValueError: one of them could not be decoded. Names key and shard.
         """
-        if self.dropped:
-            raise ValueError(f"{self.dropped} images could not be decoded: positions are no longer those of the index")
+        self.reader.check({int(row): self.failed[row] for row in rows if row in self.failed})
+        rows = rows - np.searchsorted(np.array(sorted(self.failed), dtype=np.int64), rows)  # places among those held
         keys, labels = [self.keys[row] for row in rows], self.labels[rows]
         if isinstance(self.images, EncodedImages):
-            return Held(
-                replace(self.images, samples=[self.images.samples[row] for row in rows], labels=labels), keys, 0
-            )
-        return Held(TensorImages(self.images.batch(rows), labels), keys, 0)
+            samples = [self.images.samples[row] for row in rows]
+            return Held(replace(self.images, samples=samples, labels=labels), keys, self.reader)
+        return Held(TensorImages(self.images.batch(rows), labels), keys, self.reader)
 
     def share(self, rank: int, world: int, every: int = 1) -> Iterator[tuple[np.ndarray, Tensor]]:
         """(positions, uint8 images) of one worker's share: all workers' together are each position k * every once."""
@@ -192,8 +196,8 @@ def open_set(
     keys = [reader.keys[p] for p in good]
     labels = probabilities[place[good]] if soft else reader.labels[good]
     if how == "encoded":
-        return Held(EncodedImages(reader, [samples[place[p]] for p in good], labels), keys, len(failed))
-    return Held(TensorImages(images[place[good]] if failed else images, labels), keys, len(failed))
+        return Held(EncodedImages(reader, [samples[place[p]] for p in good], labels), keys, reader, failed)
+    return Held(TensorImages(images[place[good]] if failed else images, labels), keys, reader, failed)
 
 
 def _split(items: list, parts: int) -> list[list]:

@@ -30,7 +30,10 @@ class Data:
     label: str = option("cls", "Where the label is: cls, or json:FIELD.", metavar="cls|json:FIELD")
     classes: str | None = option(None, "Class names, one a line, in label order. [default: classes.txt beside the shards]", metavar="FILE")  # fmt: skip
     key_prefix: str = option("none", "shard: put the shard's name before each key, where keys are unique per shard only.", ("none", "shard"))  # fmt: skip
-    skip_corrupt: bool = option(False, "Leave out images that cannot be decoded, from bins on, instead of failing.")
+    skip_corrupt: bool = option(
+        False,
+        "Leave out images that cannot be decoded, instead of failing; to know them, every selection extracts features.",
+    )
 
     def __post_init__(self):
         _check_choices(self)

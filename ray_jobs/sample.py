@@ -15,6 +15,7 @@ from ray_jobs.dynamics import dynamics_by_key
 from ray_jobs.ingest import Index
 from ray_jobs.options import Selection
 from ray_jobs.stages import Manifest, Part, Stage
+from ray_jobs.store import canonical_json, sha256
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
@@ -52,6 +53,7 @@ class Seen:
     extract: Manifest | None = None
     dynamics: Manifest | None = None
     own: tuple | None = None  # the user's embeddings, of `bins.own_embeddings`
+    undecoded: tuple[str, ...] = ()  # keys of images that nothing may choose
     held: dict = field(default_factory=dict, compare=False)  # the embeddings read last, for the next selection
 
     def embeddings(self) -> tuple[np.ndarray, list[str]]:
@@ -69,7 +71,8 @@ class Seen:
         if "embeddings" in wanted and not wanted & {"bins", "scores"}:
             direct["embeddings"] = self.extract
         found = {name: m.content for name, m in direct.items() if m is not None and name in wanted | {"embeddings"}}
-        return found | ({"own": self.own[3]} if self.own else {})
+        found |= {"own": self.own[3]} if self.own else {}
+        return found | ({"undecoded": sha256(canonical_json(self.undecoded))} if self.undecoded else {})
 
 
 def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool = False) -> Manifest:
@@ -154,6 +157,8 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
 def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
     """The rows of the index that can be chosen, and what the method may look at, in the same order."""
     table, wanted = index.table(), needs(method)
+    if seen.undecoded:  # bins, embeddings and dynamics do without them, too
+        table = table.filter(pc.invert(pc.is_in(table["key"], value_set=pa.array(seen.undecoded))))
     bins = ranks = embeddings = dynamics = None
     if "bins" in wanted:
         order = seen.bins.table("bins", ["key", "bin", "rank"])

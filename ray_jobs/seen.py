@@ -18,6 +18,12 @@ ON_GPU = ("weights", "extract", "discriminator", "dynamics")  # stages that use 
 BIN_OPTIONS = ("bins", "scope", "normalize", "centre")
 
 
+def extracts(method: str, backbone: Backbone, skip_corrupt: bool) -> bool:
+    """Whether a method needs the stage extract: for features, or to choose among the images that can be decoded."""
+    wanted = needs(method)
+    return skip_corrupt or "scores" in wanted or ("embeddings" in wanted and not backbone.embeddings)
+
+
 @dataclass
 class Sources:
     """The stages before `sample`, for one extractor; each is run when it is first asked for.
@@ -41,9 +47,10 @@ class Sources:
         return Seen(
             bins=self._bins(selection) if wanted & {"bins", "scores"} else None,
             scores=self._scores(selection) if "scores" in wanted else None,
-            extract=self._extract() if "embeddings" in wanted and (own is None or "scores" in wanted) else None,
+            extract=self._extract() if self._extracts(selection) else None,
             dynamics=self._dynamics() if "dynamics" in wanted else None,
             own=own,
+            undecoded=self._undecoded() if self.skip_corrupt else (),
             held=self.held,
         )  # fmt: skip
 
@@ -51,7 +58,7 @@ class Sources:
         """What the stages cost that `seen` gave, by their names: once each, however many methods share them."""
         wanted = needs(selection.method)
         asked: list[object] = []
-        if "embeddings" in wanted and not (self.backbone.embeddings and "scores" not in wanted):
+        if self._extracts(selection):
             asked += ["weights", "extract"]
         if wanted & {"bins", "scores"}:
             asked.append(self._bin_key(selection))
@@ -82,9 +89,14 @@ class Sources:
         seed = self.backbone.feature_seed
         return self._once("extract", lambda: extract.run(self.job, self.index, extractor, seed, self.skip_corrupt))
 
+    def _extracts(self, selection: Selection) -> bool:
+        return extracts(selection.method, self.backbone, self.skip_corrupt)
+
+    def _undecoded(self) -> tuple[str, ...]:
+        return self._once("undecoded", lambda: extract.undecoded(self._extract()))
+
     def _bins(self, selection: Selection) -> Manifest:
-        own = self.backbone.embeddings
-        features = self._extract() if not own or "scores" in needs(selection.method) else None
+        features, own = self._extract() if self._extracts(selection) else None, self.backbone.embeddings
         return self._once(self._bin_key(selection), lambda: bins.run(self.job, self.index, features, selection, own))
 
     def _scores(self, selection: Selection) -> Manifest:

@@ -71,19 +71,23 @@ class Opened:
         rows = training.rows
         if rows is None or rows.alone:
             return self._set("train", training.index, training, training.how, rows)
-        return self._set("train", training.index, training, training.how).take(rows.positions)
+        # Images that nothing chose may be undecodable.
+        whole = self._set("train", training.index, training, training.how, leave_out=training.how == "decoded")
+        return whole.take(rows.positions)
 
     def test(self, training: Training) -> Held | Streamed:
         return self._set("test", self.plan.test, training, self.plan.test_how[training.classifier.transform.crop])
 
-    def _set(self, role: str, index: Index, training: Training, how: str, rows: Rows | None = None) -> Held | Streamed:
+    def _set(
+        self, role: str, index: Index, training: Training, how: str, rows: Rows | None = None, leave_out: bool = False
+    ) -> Held | Streamed:
         transform = training.classifier.transform
         soft = training.soft and role == "train"  # tests count hard labels
-        wanted = (index.manifest.content, transform, rows.digest if rows else None, soft)
+        wanted = (index.manifest.content, transform, rows.digest if rows else None, soft, leave_out)
         if role not in self._open or self._open[role][0] != wanted:
             self._open.pop(role, None)  # before the next one takes memory
             positions = None if rows is None else rows.positions
-            self._open[role] = wanted, open_set(index, transform, how, self.threads, rows=positions, soft=soft)
+            self._open[role] = wanted, open_set(index, transform, how, self.threads, leave_out, positions, soft)
         return self._open[role][1]
 
 

@@ -1,7 +1,6 @@
-"""A comparison on a real cluster, and its table by hand."""
+"""A comparison on a real cluster."""
 
 import io
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -12,8 +11,6 @@ from adq.container import pack
 from adq.features import load
 from adq.models import build
 from ray_jobs import compare, compress, evaluate, ingest, rank, relabel, weights
-from ray_jobs.comparison import Outcome, as_table, cells, compared_at, differences_elsewhere, runs_table
-from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
@@ -21,7 +18,7 @@ from ray_jobs.options import Backbone, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
-from tests.ray_jobs.conftest import CLASSES, CPU, members, write_shard
+from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
 OWN = "own"  # a set that no method selected
@@ -134,6 +131,24 @@ def test_a_recipe_that_is_edited_in_place_has_cells_of_its_own(cluster, shards, 
     assert len(set(found)) == 2 == len(cells_of)
 
 
+def test_all_methods_choose_among_the_images_that_can_be_decoded(cluster, tmp_path):
+    samples = real_samples(160)
+    broken = {samples[at][0] for at in (3, 40, 77)}
+    samples = [(key, b"no image" if key in broken else image, label) for key, image, label in samples]
+    for name, part in (("train", samples[:120]), ("test", samples[120:])):
+        (tmp_path / name).mkdir()
+        write_shard(tmp_path / name / "a.tar", part)
+        (tmp_path / name / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    wanted = grid(tmp_path, tmp_path / "out", methods="random,dq:bins=2", keep="1", sets=())
+    data, test = Data(data=(str(tmp_path / "train"),), skip_corrupt=True), (str(tmp_path / "test"),)
+    evaluation = Evaluation(NETWORK, seeds=1, steps=2, train_batch=32)
+    wanted = replace(wanted, data=data, test=test, evaluation=evaluation)
+    compare.run(wanted, CPU, Place(store=str(tmp_path / "runs")))
+    rows = parquet_table((tmp_path / "out" / "runs.parquet").read_bytes()).to_pylist()
+    assert [(row["method"], row["images"]) for row in rows] == [("random", 117), ("dq:bins=2", 117)]
+    assert len({row["training"] for row in rows}) == 1, "the same images are the same training"
+
+
 def test_an_estimate_trains_nothing(compared, shards, capsys):
     wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True, without_controls=False)
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
@@ -165,58 +180,6 @@ def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, kee
 def test_further_sets_need_names_of_their_own(shards, sets):
     with pytest.raises(ValueError, match="expected NAME=SHARDS, each with a name of its own"):
         _ = grid(shards, "out", sets=sets).named_sets
-
-
-def outcome(method: str, seed: int, top1: float, keep: float = 0.1, **changes) -> Outcome:
-    correct = np.zeros(10, dtype=bool)
-    return Outcome(
-        method, keep, seed, 0, 100, 1000 + seed, 0.0, 2.0, 0.0, "net", top1, correct, f"{method}{seed}", **changes
-    )
-
-
-def test_differences_are_taken_seed_by_seed():
-    done = [outcome("random", s, t) for s, t in enumerate((0.2, 0.3, 0.4))]
-    done += [outcome("dq", s, t) for s, t in enumerate((0.25, 0.35, 0.45))]
-    random, dq = cells(done)
-    assert (random.mean, dq.mean) == (pytest.approx(0.3), pytest.approx(0.35))
-    # Each seed gains the same, so the difference has no spread, while the means' intervals overlap.
-    assert dq.over_random == (pytest.approx(0.05), pytest.approx(0, abs=1e-12))
-    assert dq.half_interval == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
-    assert math.isnan(random.over_random[0]) and random.over_dq[0] == pytest.approx(-0.05)
-    text = as_table([random, dq], {(c.method, c.keep, c.arch): f"http://x/{c.method}" for c in (random, dq)})
-    assert (
-        "[35.0 ± 24.8][2] |" in text and "\n[2]: http://x/dq" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
-    )
-    assert "moved" not in text and "GPU" not in text  # columns with nothing in them
-
-
-def test_a_set_of_nearly_a_ratio_of_the_grid_is_compared_with_it():
-    done = [outcome(m, s, t, keep) for m, t in (("random", 0.2), ("dq", 0.3)) for s in (0, 1) for keep in (0.1, 0.104)]
-    own = {"near": 0.09998, "nearer": 0.1033, "far": 0.0985}
-    done += [outcome(name, s, 0.5, keep) for name, keep in own.items() for s in (0, 1)]
-    found = cells(done)
-    named = {cell.method: cell for cell in found}
-    for name in ("near", "nearer"):
-        assert named[name].over_random[0] == pytest.approx(0.3) and named[name].over_dq[0] == pytest.approx(0.2)
-    assert math.isnan(named["far"].over_random[0]) and math.isnan(named["far"].over_dq[0])
-    assert [compared_at(keep, (0.1, 0.104)) for keep in own.values()] == [0.1, 0.104, None]
-    assert compared_at(0.1, ()) is None
-    assert differences_elsewhere(found).splitlines() == [
-        "near has 100 images; its differences are to what is chosen at keep 0.1.",
-        "nearer has 100 images; its differences are to what is chosen at keep 0.104.",
-    ]
-    assert not differences_elsewhere(cells(done[:8]))
-    ticks = accuracy_over_keep(found, "net").axes[0].get_xticklabels()
-    assert [text.get_text() for text in ticks] == ["9.85 %", "10 %", "10.4 %"]
-
-
-def test_the_figure_shows_every_method(tmp_path):
-    done = [outcome(m, s, 0.2 + 0.1 * s, keep) for m in ("random", "dq", "adq") for s in (0, 1) for keep in (0.1, 0.5)]
-    figure = accuracy_over_keep(cells(done), "net")
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "dq", "adq"]
-    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
-    figure.savefig(tmp_path / "figure.png")
-    assert runs_table(done, ["a"] * 10).num_rows == len(done)
 
 
 def test_a_small_set_is_ranked_beside_random_images_of_as_many_bytes(compared, shards, capsys):

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from adq.randomness import torch_generator
 from adq.training import Recipe
 from ray_jobs import streaming
 from ray_jobs.classifier import count_correct
-from ray_jobs.loading import Held, how_to_hold, open_set
+from ray_jobs.loading import Held, Rows, how_to_hold, open_set
 from ray_jobs.packing import Alone
 from ray_jobs.streaming import Streamed, interval
+from ray_jobs.trainings import Opened, Plan
 from tests.ray_jobs.images import drawn, index_of
 
 TRANSFORM = input_transform("convnet-d3", 32)
@@ -138,6 +140,34 @@ def test_undecodable_images_can_be_left_out_in_memory(tmp_path, how):
     data = open_set(index_of({"a.tar": samples}, tmp_path / "data"), TRANSFORM, how, 1, leave_out=True)
     assert (data.dropped, len(data.labels), "image0004" in data.keys) == (1, 8, False)
     assert sum(len(images) for images, _, _ in data.epoch(RECIPE, 0, 0, 0, 1)) == 8
+
+
+@pytest.mark.parametrize("how", ["decoded", "encoded"])
+def test_a_selection_is_trained_on_whatever_the_images_are_that_it_leaves_out(tmp_path, how):
+    samples = drawn(0, 9)
+    for i in (2, 4):
+        samples[i] = (samples[i][0], b"no image", samples[i][2])
+    index = index_of({"a.tar": samples}, tmp_path / "data")
+    training = SimpleNamespace(
+        index=index, how=how, soft=False, classifier=SimpleNamespace(transform=TRANSFORM), rows=None
+    )
+    opened = Opened(Plan((), index, {}), threads=1)
+
+    def train(*rows: int) -> Held:
+        training.rows = Rows(np.array(rows), "", 0)
+        return opened.train(training)
+
+    found, alone = train(1, 3, 8), open_set(index, TRANSFORM, how, 1, rows=np.array([1, 3, 8]))
+    assert found.keys == alone.keys == ["image0001", "image0003", "image0008"]
+    assert found.labels.tolist() == [1, 0, 2]
+    every = np.arange(3)
+    assert torch.equal(found.images.batch(every), alone.images.batch(every))
+    with pytest.raises(ValueError, match=r"a\.tar: key 'image0004' cannot be decoded") as told:
+        train(3, 4).images.batch(np.array([0, 1]))
+    assert "image0002" not in str(told.value)
+    training.rows = None
+    with pytest.raises(ValueError, match="key 'image0002' cannot be decoded"):
+        opened.train(training).images.batch(np.arange(9))
 
 
 def test_in_a_stream_others_stand_in_for_undecodable_images(tmp_path):

@@ -158,7 +158,13 @@ def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cl
     done = run([str(tmp_path)], store, out, weights=str(_weights(tmp_path)), skip_corrupt=True)
     assert {path: path.stat().st_mtime_ns for path in (store / "extract").rglob("parts/*")} == extracted
     assert done["bins"].summary["images"] == 118
-    assert not {samples[7][0], samples[90][0]} & set(done["sample"].table("subset")["key"].to_pylist())
+    broken = {samples[7][0], samples[90][0]}
+    assert not broken & set(done["sample"].table("subset")["key"].to_pylist())
+    everything = {
+        "method": "random", "keep": 1.0, "weights": str(_weights(tmp_path)), "skip_corrupt": True,
+    }  # fmt: skip
+    kept = run([str(tmp_path / "*.tar")], store, tmp_path / "random", **everything)["sample"].table("subset")
+    assert set(kept["key"].to_pylist()) == {key for key, _, _ in samples} - broken
 
 
 def _weights(folder: Path) -> Path:

@@ -1,0 +1,61 @@
+"""The table of a comparison and its figure, by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from ray_jobs.comparison import Outcome, as_table, cells, compared_at, differences_elsewhere, runs_table
+from ray_jobs.comparison_figures import accuracy_over_keep
+
+
+def outcome(method: str, seed: int, top1: float, keep: float = 0.1, **changes) -> Outcome:
+    correct = np.zeros(10, dtype=bool)
+    return Outcome(
+        method, keep, seed, 0, 100, 1000 + seed, 0.0, 2.0, 0.0, "net", top1, correct, f"{method}{seed}", **changes
+    )
+
+
+def test_differences_are_taken_seed_by_seed():
+    done = [outcome("random", s, t) for s, t in enumerate((0.2, 0.3, 0.4))]
+    done += [outcome("dq", s, t) for s, t in enumerate((0.25, 0.35, 0.45))]
+    random, dq = cells(done)
+    assert (random.mean, dq.mean) == (pytest.approx(0.3), pytest.approx(0.35))
+    # Each seed gains the same, so the difference has no spread, while the means' intervals overlap.
+    assert dq.over_random == (pytest.approx(0.05), pytest.approx(0, abs=1e-12))
+    assert dq.half_interval == pytest.approx(4.303 * 0.1 / math.sqrt(3), rel=1e-3)
+    assert math.isnan(random.over_random[0]) and random.over_dq[0] == pytest.approx(-0.05)
+    text = as_table([random, dq], {(c.method, c.keep, c.arch): f"http://x/{c.method}" for c in (random, dq)})
+    assert (
+        "[35.0 ± 24.8][2] |" in text and "\n[2]: http://x/dq" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
+    )
+    assert "moved" not in text and "GPU" not in text  # columns with nothing in them
+
+
+def test_a_set_of_nearly_a_ratio_of_the_grid_is_compared_with_it():
+    done = [outcome(m, s, t, keep) for m, t in (("random", 0.2), ("dq", 0.3)) for s in (0, 1) for keep in (0.1, 0.104)]
+    own = {"near": 0.09998, "nearer": 0.1033, "far": 0.0985}
+    done += [outcome(name, s, 0.5, keep) for name, keep in own.items() for s in (0, 1)]
+    found = cells(done)
+    named = {cell.method: cell for cell in found}
+    for name in ("near", "nearer"):
+        assert named[name].over_random[0] == pytest.approx(0.3) and named[name].over_dq[0] == pytest.approx(0.2)
+    assert math.isnan(named["far"].over_random[0]) and math.isnan(named["far"].over_dq[0])
+    assert [compared_at(keep, (0.1, 0.104)) for keep in own.values()] == [0.1, 0.104, None]
+    assert compared_at(0.1, ()) is None
+    assert differences_elsewhere(found).splitlines() == [
+        "near has 100 images; its differences are to what is chosen at keep 0.1.",
+        "nearer has 100 images; its differences are to what is chosen at keep 0.104.",
+    ]
+    assert not differences_elsewhere(cells(done[:8]))
+    ticks = accuracy_over_keep(found, "net").axes[0].get_xticklabels()
+    assert [text.get_text() for text in ticks] == ["9.85 %", "10 %", "10.4 %"]
+
+
+def test_the_figure_shows_every_method(tmp_path):
+    done = [outcome(m, s, 0.2 + 0.1 * s, keep) for m in ("random", "dq", "adq") for s in (0, 1) for keep in (0.1, 0.5)]
+    figure = accuracy_over_keep(cells(done), "net")
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "dq", "adq"]
+    assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
+    figure.savefig(tmp_path / "figure.png")
+    assert runs_table(done, ["a"] * 10).num_rows == len(done)
