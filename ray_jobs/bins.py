@@ -121,9 +121,9 @@ def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection
     def work(stage: Stage) -> tuple[list[Part], dict]:
         checkpoint = _Checkpoint(stage)
         progress = Progress("bins", index.images)
-        actors = 0 if own else _actors(job, extract)
-        if actors:
-            keys, labels, cut = _by_actors(job, extract, index, selection, actors, progress, checkpoint)
+        held_by = 0 if own else actors(job, extract)
+        if held_by:
+            keys, labels, cut = _by_actors(job, extract, index, selection, held_by, progress, checkpoint)
         else:
             keys, labels, cut = _in_the_driver(extract, own, selection, progress, checkpoint)
         columns = [
@@ -186,7 +186,7 @@ def _in_the_driver(
     return keys, labels, Cut(bins, ranks, right)
 
 
-def _actors(job: "Job", extract: Manifest) -> int:
+def actors(job: "Job", extract: Manifest) -> int:
     """How many actors hold the embeddings; 0 where the driver does."""
     if job.compute.graphcut_actors:
         return min(job.compute.graphcut_actors, len(extract.parts))

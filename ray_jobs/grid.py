@@ -6,7 +6,6 @@ from functools import cached_property
 import pyarrow.compute as pc
 
 from adq.controls import CONTROLS
-from adq.models import SMALL
 from ray_jobs import ingest, sample
 from ray_jobs.budget import images_that_fit
 from ray_jobs.cluster import check_paths
@@ -18,7 +17,7 @@ from ray_jobs.loading import Rows
 from ray_jobs.members import image_members
 from ray_jobs.options import Backbone, Data, Selection, option
 from ray_jobs.payload import payload_bytes
-from ray_jobs.seen import Sources, gpu_seconds
+from ray_jobs.seen import Sources, trained_epochs
 from ray_jobs.store import canonical_json, sha256
 
 
@@ -37,7 +36,9 @@ class Comparison:
         False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to every adq, with its settings."
     )
     extractors: int = option(
-        0, "Extractors; seed s uses number s modulo this. 0: one a seed where they are trained here, else one."
+        0,
+        "Extractors, and short trainings that methods watch; seed s uses number s modulo this. 0: one a seed, but one extractor "
+        "where none is trained here.",
     )
     first_seed: int = option(0, "The first of the --seeds: fresh ones for a run that is to confirm another.")
     gpus_per_training: float = option(0.0, "Share of a GPU for a training; 0: a quarter below 96 px, else a whole one.")
@@ -127,9 +128,13 @@ class Grid:
 
     def extractors(self, index: Index) -> int:
         """How many extractors there are."""
-        source = self.backbone.weights or ("DEFAULT" if self.backbone.side(index.side) >= SMALL else "train")
-        trained = source.startswith("train") and not self.backbone.embeddings
+        trained = trained_epochs(self.backbone, index) is not None and not self.backbone.embeddings
         return self.comparison.extractors or (self.evaluation.seeds if trained else 1)
+
+    @property
+    def watched(self) -> int:
+        """How many short trainings there are for methods that watch one."""
+        return self.comparison.extractors or self.evaluation.seeds
 
 
 def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test: Index) -> tuple[Index, list[Outcome]]:
@@ -167,7 +172,8 @@ class Selected:
     def of(self, variant: Variant, keep: float, seed: int, warn: bool = False) -> tuple[Rows, Outcome]:
         sources = self.sources[seed % len(self.sources)]
         selection = replace(variant.selection, keep=keep, seed=seed)
-        manifest = sample.run(self.job, self.index, sources.seen(selection), selection, quiet=True)
+        watched = self.grid.backbone.feature_seed + seed % self.grid.watched
+        manifest = sample.run(self.job, self.index, sources.seen(selection, watched), selection, quiet=True)
         if warn and not manifest.summary["smallest_class"]:
             print(
                 f"warning: {variant.name} keep {keep:g}: there are classes without an image; raise --keep", flush=True
@@ -175,12 +181,11 @@ class Selected:
         chosen = manifest.table("subset", ["key"])["key"].combine_chunks()
         positions = pc.index_in(chosen, value_set=self.keys).to_numpy()
         rows = Rows(positions, sha256(canonical_json(chosen.to_pylist())), int(self.image_bytes[positions].sum()))
-        spent = sources.seconds(selection)
+        spent = sources.seconds(selection, watched)
         spent["sample"] = float(manifest.stage.run_facts().get("seconds", 0.0))
-        gpus = self.job.cluster.gpus if self.job.device == "cuda" else 0.0
         return rows, Outcome(
             variant.name, keep, seed, sources.backbone.feature_seed, len(positions), payload_bytes(self.index, positions),
-            manifest.summary["moved"], sum(spent.values()), gpu_seconds(spent.items(), gpus),
+            manifest.summary["moved"], sum(spent.values()), sources.gpu_seconds(spent),
         )  # fmt: skip
 
     def within(self, variant: Variant, budget: int, seed: int, soft: bool = False) -> tuple[Rows, Outcome]:

@@ -1,10 +1,13 @@
 """What selection methods look at, made once for all that share it: features, bins, scores, the dynamics of a short training."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from adq.models import SMALL
 from ray_jobs import bins, dynamics, extract, score, weights
+from ray_jobs.actors import pool_size
 from ray_jobs.ingest import Index
 from ray_jobs.options import Backbone, Selection
 from ray_jobs.sample import Seen, needs
@@ -14,7 +17,6 @@ from ray_jobs.weights import Extractor
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-ON_GPU = ("weights", "extract", "discriminator", "dynamics")  # stages that use GPUs, where there are some
 BIN_OPTIONS = ("bins", "scope", "normalize", "centre")
 
 
@@ -22,6 +24,15 @@ def extracts(method: str, backbone: Backbone, skip_corrupt: bool) -> bool:
     """Whether a method needs the stage extract: for features, or to choose among the images that can be decoded."""
     wanted = needs(method)
     return skip_corrupt or "scores" in wanted or ("embeddings" in wanted and not backbone.embeddings)
+
+
+def trained_epochs(backbone: Backbone, index: Index) -> int | None:
+    """Epochs for which the extractor is trained here; None where its weights are loaded."""
+    source = backbone.weights or (
+        "DEFAULT" if backbone.side(index.side) >= SMALL else f"train:{weights.DEFAULT_EPOCHS}"
+    )
+    trained = re.fullmatch(r"train:(\d+)", source)
+    return int(trained[1]) if trained else None
 
 
 @dataclass
@@ -40,21 +51,25 @@ class Sources:
     _made: dict[object, object] = field(default_factory=dict)
     _seconds: dict[object, list[tuple[str, float]]] = field(default_factory=dict)
 
-    def seen(self, selection: Selection) -> Seen:
-        """What a method may look at, and no more than it needs."""
+    def seen(self, selection: Selection, watched: int) -> Seen:
+        """What a method may look at, and no more than it needs.
+
+        Args:
+            watched: seed of the short training, for methods that look at one.
+        """
         wanted = needs(selection.method)
         own = self._own() if self.backbone.embeddings and "embeddings" in wanted else None
         return Seen(
             bins=self._bins(selection) if wanted & {"bins", "scores"} else None,
             scores=self._scores(selection) if "scores" in wanted else None,
             extract=self._extract() if self._extracts(selection) else None,
-            dynamics=self._dynamics() if "dynamics" in wanted else None,
+            dynamics=self._dynamics(watched) if "dynamics" in wanted else None,
             own=own,
             undecoded=self._undecoded() if self.skip_corrupt else (),
             held=self.held,
         )  # fmt: skip
 
-    def seconds(self, selection: Selection) -> dict[str, float]:
+    def seconds(self, selection: Selection, watched: int) -> dict[str, float]:
         """What the stages cost that `seen` gave, by their names: once each, however many methods share them."""
         wanted = needs(selection.method)
         asked: list[object] = []
@@ -65,11 +80,26 @@ class Sources:
         if "scores" in wanted:
             asked.append(self._score_key(selection))
         if "dynamics" in wanted:
-            asked.append("dynamics")
+            asked.append(("dynamics", watched))
         total: dict[str, float] = {}
         for name, spent in (entry for key in asked for entry in self._seconds.get(key, ())):
             total[name] = total.get(name, 0.0) + spent
         return total
+
+    def gpu_seconds(self, spent: Mapping[str, float]) -> float:
+        """GPU seconds of stages, by their seconds: of each, the GPUs that it reserves."""
+        return sum(seconds * self._gpus(name) for name, seconds in spent.items())
+
+    def _gpus(self, stage: str) -> float:
+        job, compute = self.job, self.job.compute
+        if job.device != "cuda":
+            return 0.0
+        if stage == "weights":
+            return 0.0 if trained_epochs(self.backbone, self.index) is None else self.backbone.train_workers
+        actors = {"extract": pool_size(job.cluster, compute, job.device, len(self.index.data.shards)), "dynamics": 1}
+        if stage == "bins" and not self.backbone.embeddings:
+            return compute.gpus_per_actor * self._once("holders", lambda: bins.actors(job, self._extract()))
+        return compute.gpus_per_actor * actors.get(stage, 0)
 
     def _once(self, key: object, make) -> object:
         if key not in self._made:
@@ -105,9 +135,10 @@ class Sources:
         features, cut = self._extract(), self._bins(selection)
         return self._once(self._score_key(selection), lambda: score.run(self.job, features, cut, same))
 
-    def _dynamics(self) -> Manifest:
+    def _dynamics(self, watched: int) -> Manifest:
+        network = replace(self.backbone, feature_seed=watched)
         return self._once(
-            "dynamics", lambda: dynamics.run(self.job, self.index, self.backbone, self.skip_corrupt)
+            ("dynamics", watched), lambda: dynamics.run(self.job, self.index, network, self.skip_corrupt)
         )  # fmt: skip
 
     def _bin_key(self, selection: Selection) -> tuple:
@@ -117,8 +148,3 @@ class Sources:
     def _score_key(self, selection: Selection) -> tuple:
         options = ("scores", "diversity", "temperature", "score_norm")
         return ("score", *self._bin_key(selection)[1:], *(getattr(selection, name) for name in options))
-
-
-def gpu_seconds(spent: Iterable[tuple[str, float]], gpus: float) -> float:
-    """GPU seconds of some stages: those that use GPUs use all of them."""
-    return gpus * sum(seconds for name, seconds in spent if name in ON_GPU)

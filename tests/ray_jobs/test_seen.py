@@ -1,11 +1,15 @@
 """What methods look at, and what that costs, without running a stage."""
 
+from types import SimpleNamespace
+
 import pytest
 
-from ray_jobs import sample
-from ray_jobs.options import Backbone
+from ray_jobs import sample, seen
+from ray_jobs.evaluate import Evaluation
+from ray_jobs.grid import Comparison, Grid, Selected, Variant
+from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.sample import Seen
-from ray_jobs.seen import extracts
+from ray_jobs.seen import Sources, extracts, trained_epochs
 from tests.ray_jobs.images import drawn, index_of
 
 
@@ -33,3 +37,71 @@ def test_nothing_chooses_an_image_that_could_not_be_decoded(tmp_path):
     assert pool.labels.tolist() == [0, 1, 0, 1, 2, 0, 2]
     known = [Seen(undecoded=keys).contents("random") for keys in ((), broken, broken[:1])]
     assert known[0] == {} and known[1] != known[2], "another choice has another address"
+
+
+@pytest.fixture
+def index(tmp_path):
+    return index_of({"a.tar": drawn(0, 5), "b.tar": drawn(5, 9), "c.tar": drawn(9, 12)}, tmp_path / "data")
+
+
+def job(device: str, **compute) -> SimpleNamespace:
+    """Eight GPUs, of which a stage need not use all."""
+    return SimpleNamespace(
+        device=device, compute=Compute(**compute), cluster=SimpleNamespace(cpus=64, gpus=8), ledger=[]
+    )
+
+
+SPENT = {
+    "weights": 100.0,
+    "extract": 10.0,
+    "discriminator": 1000.0,
+    "ratios": 1000.0,
+    "dynamics": 1.0,
+    "sample": 1000.0,
+}
+
+
+def test_gpu_seconds_count_the_gpus_that_a_stage_uses(index):
+    def found(device: str, backbone: Backbone, **compute) -> float:
+        return Sources(job(device, **compute), index, backbone).gpu_seconds(SPENT)
+
+    # One actor a shard, as there are fewer shards than GPUs; one worker trains the extractor, one actor watches.
+    assert found("cuda", Backbone()) == 100 + 3 * 10 + 1
+    assert found("cuda", Backbone(train_workers=4), actors=2, gpus_per_actor=0.5) == 400 + 10 + 0.5
+    assert found("cuda", Backbone(weights="DEFAULT")) == 3 * 10 + 1, "weights that are loaded need none"
+    assert found("cpu", Backbone()) == 0
+
+
+def test_gpu_seconds_of_bins_are_those_of_the_actors_that_hold_the_embeddings(index, monkeypatch):
+    monkeypatch.setattr(Sources, "_extract", lambda _: None)
+    for holders in (0, 6):
+        monkeypatch.setattr(seen.bins, "actors", lambda *_, holders=holders: holders)
+        assert Sources(job("cuda"), index, Backbone()).gpu_seconds({"bins": 7.0}) == 7.0 * holders
+    assert Sources(job("cuda"), index, Backbone(embeddings="own.npy")).gpu_seconds({"bins": 7.0}) == 0
+
+
+def test_an_extractor_is_trained_where_its_images_are_small_or_weights_say_so(index):
+    assert trained_epochs(Backbone(), index) == 10 and trained_epochs(Backbone(weights="train:3"), index) == 3
+    assert trained_epochs(Backbone(weights="DEFAULT"), index) is None
+    assert trained_epochs(Backbone(feature_size=224), index) is None
+
+
+@pytest.mark.parametrize(
+    ("weights", "extractors", "expected"),
+    [("weights.pt", 0, [7, 8, 9]), ("weights.pt", 2, [7, 8, 7]), ("train:1", 0, [7, 8, 9]), ("train:1", 1, [7, 7, 7])],
+)
+def test_a_seed_varies_the_short_training_whatever_the_extractor_is(index, monkeypatch, weights, extractors, expected):
+    watched = []
+
+    def run(_job, _index, backbone, _skip) -> None:
+        watched.append(backbone.feature_seed)
+        raise InterruptedError
+
+    monkeypatch.setattr(seen.dynamics, "run", run)
+    backbone = Backbone(weights=weights, feature_seed=7)
+    grid = Grid(Comparison(extractors=extractors), Evaluation(seeds=3), Data(), Selection(), backbone, (), "")
+    selected = Selected(job("cpu"), index, grid)
+    for seed in grid.seeds:
+        with pytest.raises(InterruptedError):
+            selected.of(Variant.of("el2n", Selection()), 0.5, seed)
+    assert watched == expected
