@@ -9,27 +9,33 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
 from adq.sampling import kept
+from palette.export import SOFT
 from ray_jobs import dynamics, ingest
 from ray_jobs.classifier import input_side
-from ray_jobs.comparison import Cell, cells, report
-from ray_jobs.cost import estimate, gpus_each
-from ray_jobs.evaluate import Wanted, check_classes, check_parts, finish, planned
+from ray_jobs.comparison import Cell, Outcome, cells, report
+from ray_jobs.cost import estimate, gpus_each, of_trainings
+from ray_jobs.evaluate import Wanted, check_classes, check_parts, finish, labelled, planned
 from ray_jobs.grid import Grid, Selected, further_set
+from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
+from ray_jobs.members import member_bytes
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
 from ray_jobs.packing import pack
+from ray_jobs.payload import payload_bytes
 from ray_jobs.recorder import Recorder
 from ray_jobs.sample import needs
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store, canonical_json, sha256
-from ray_jobs.trainings import PART, Plan, correct_of, facts_of, train_and_test
+from ray_jobs.trainings import Plan, correct_of, facts_of, train_and_test
 from ray_jobs.workers import Group, run_group
 
 
 def run(grid: Grid, compute: Compute, place: Place) -> None:
     """The command: estimate, select, train, and write the table, the figure and every run to --out."""
-    shares, variants, _ = grid.comparison.shares(), grid.variants, grid.named_sets
+    shares, variants, sets = grid.comparison.shares(), grid.variants, grid.named_sets
+    if grid.evaluation.labels != "hard" and not sets:
+        raise ValueError(f"--labels {grid.evaluation.labels}: is for --sets alone; what methods choose has hard labels")
     store = Store.at(grid.out)
     store.check_writable()
     with opened(place, compute, "compare", grid.identity()) as job:
@@ -48,7 +54,8 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
             if value is not None and name not in ("method", "seed", "keep")
         }
         job.run.params(options | {"keep": grid.comparison.keep})
-        print(estimate(job, index, test, grid), flush=True)
+        further = [row for name, shards in sets.items() for row in _further(job, name, shards, grid, index, test)]
+        print(estimate(job, index, test, grid, [one for one, _ in further]), flush=True)
         if grid.comparison.estimate:
             return
         selected = Selected(job, index, grid)
@@ -62,11 +69,12 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
                     outcomes[name, seed] = outcome
         selected.release()
         print(f"selected      {len(wanted)} sets", flush=True)
-        for name, shards in grid.named_sets.items():
-            own, each = further_set(job, name, shards, grid, index, test)
-            wanted.append(Wanted(f"{name} keep {each[0].keep:g}", own, grid.seeds))
-            outcomes |= {(wanted[-1].name, one.seed): one for one in each}
+        for one, each in further:
+            wanted.append(one)
+            outcomes |= {(one.name, outcome.seed): outcome for outcome in each}
         plan = planned(job, wanted, test, grid.evaluation)
+        if 0 < len(plan.pending()) < len({training.stage.digest for training in plan.trainings}):
+            print(of_trainings(job, plan, grid, "left"), flush=True)
         with _cell_runs(job, grid, plan, outcomes) as runs:
             parents = {t.name: runs[f"{t.set} {t.classifier.arch}"] for t in plan.trainings}
             each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
@@ -83,6 +91,24 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
                 cell_run.metrics(_metrics(cell))
                 links[cell.method, cell.keep, cell.arch] = job.tracker.link(cell_run)
         report(job, store, done, found, links, test)
+
+
+def _further(
+    job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index
+) -> list[tuple[Wanted, list[Outcome]]]:
+    """A set of --sets and its outcomes; with both kinds of labels twice, where it has soft ones."""
+    own, each = further_set(job, name, shards, grid, source, test)
+    if grid.evaluation.labels == "hard" and member_bytes(own, SOFT).any():
+        print(
+            f"warning: {name} has soft labels, which are left unused; --labels soft, or both, trains on them",
+            flush=True,
+        )
+    found = []
+    for one in labelled(Wanted(name, own, grid.seeds), grid.evaluation.labels):
+        payload = payload_bytes(own, soft=one.soft)
+        wanted = replace(one, name=f"{one.name} keep {each[0].keep:g}")
+        found.append((wanted, [replace(outcome, method=one.name, payload=payload) for outcome in each]))
+    return found
 
 
 def _metrics(cell: Cell) -> dict[str, float]:
@@ -127,13 +153,13 @@ def train_all(job: Job, plan: Plan, workers: int, gpus: float, parents: Mapping[
         parents: by the name of a training, the MLflow run under which it goes.
     """
     recorder = Recorder(job, plan, parents)
-    pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}
+    pending = plan.pending()
     done_before = len({t.stage.digest for t in plan.trainings}) - len(pending)
     print(
         f"train         {len(pending)} networks" + (f", {done_before} done before" if done_before else ""), flush=True
     )
     if pending:
-        with recorder.live(list(pending.values())):
+        with recorder.live(pending):
             if workers > 1:
                 # Named by all trainings, also those that are done: a command that is run again finds the checkpoint of the one
                 # that was cut off.
@@ -141,10 +167,10 @@ def train_all(job: Job, plan: Plan, workers: int, gpus: float, parents: Mapping[
                 stage = Stage(job.store, "trainings", 1, every, {})
                 group = Group(workers, job.compute.threads, job.device, stage)
                 group.check()
-                run_group(group, train_and_test, replace(plan, trainings=tuple(pending.values())), recorder.on_note)
+                run_group(group, train_and_test, replace(plan, trainings=tuple(pending)), recorder.on_note)
                 group.clean()
             else:
-                pack(job, plan, list(pending.values()), gpus, recorder.on_note)
+                pack(job, plan, pending, gpus, recorder.on_note)
     for training in plan.trainings:
         finish(training)
         recorder.record(training)

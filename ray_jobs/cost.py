@@ -1,20 +1,22 @@
 """What a comparison will cost, said before it is spent: rates are measured, each network training on noise for a second."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from adq.extractor import input_transform
 from adq.models import SMALL
 from adq.sampling import kept
 from adq.training import default_recipe, steps_per_epoch
-from ray_jobs import sample
+from ray_jobs import dynamics, sample
 from ray_jobs.classifier import Classifier, input_side
+from ray_jobs.evaluate import Wanted
 from ray_jobs.grid import Grid
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.packing import Rate, rates
 from ray_jobs.progress import clock
-from ray_jobs.trainings import PART, Plan
+from ray_jobs.seen import extracts, trained_epochs
+from ray_jobs.trainings import Plan
 
 
 def gpus_each(wanted: float, side: int) -> float:
@@ -22,8 +24,12 @@ def gpus_each(wanted: float, side: int) -> float:
     return wanted or (0.25 if side < SMALL else 1.0)
 
 
-def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
-    """What the whole grid costs, features included, as far as this can be known before; in the words of a person."""
+def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[Wanted]) -> str:
+    """What the whole grid costs, what is done included, as far as this can be known before; in the words of a person.
+
+    Args:
+        further: those of --sets.
+    """
     options, variants, shares = grid.evaluation, grid.variants, grid.comparison.shares()
     side = options.image_size or input_side(test.side)
     archs = options.archs(job.device)
@@ -33,10 +39,11 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
         )
         for arch in archs
     ]
-    needed = set().union(*(sample.needs(variant.selection.method) for variant in variants))
-    features = "embeddings" in needed and not grid.backbone.embeddings
-    epochs = _epochs(grid, index)
-    if features:
+    methods = {variant.selection.method for variant in variants}
+    features = any(extracts(method, grid.backbone, grid.data.skip_corrupt) for method in methods)
+    watching = any("dynamics" in sample.needs(method) for method in methods)
+    epochs = trained_epochs(grid.backbone, index) or 0
+    if features or watching:
         backbone = grid.backbone.name(index.side, job.device)
         shape = input_transform(backbone, grid.backbone.side(index.side))
         asked.append(
@@ -44,27 +51,31 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid) -> str:
         )
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     slots = _slots(job, grid, side)
-    times, seconds, images = len(variants) * options.seeds, 0.0, 0
+    sizes = [kept(keep, index.images) for keep in shares for _ in variants] + [one.index.images for one in further]
+    seconds, images = 0.0, 0
     for classifier, rate in zip(asked[: len(archs)], measured, strict=False):
-        for keep in shares:
-            images += times * _shown(classifier, kept(keep, index.images))
-            seconds += times * _seconds(classifier, kept(keep, index.images), test, rate)
+        images += options.seeds * sum(_shown(classifier, size) for size in sizes)
+        seconds += options.seeds * sum(_seconds(classifier, size, test, rate) for size in sizes)
+    sets = f"{len(variants)} sets x {len(shares)} keep ratios"
     text = (
-        f"grid          {len(variants)} sets x {len(shares)} keep ratios x {options.seeds} seeds x {len(archs)} networks: "
-        f"{len(variants) * len(shares) * options.seeds * len(archs)} trainings, {images / 1e6:,.1f} M images\n"
-        + _said(seconds, slots, dict(zip(archs, measured, strict=False)))
+        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {options.seeds} seeds x {len(archs)} "
+        f"networks: {len(sizes) * options.seeds * len(archs)} trainings, {images / 1e6:,.1f} M images\n"
+        + _said("cost", seconds, slots, dict(zip(archs, measured, strict=False)))
     )
     if features:
         # An image and its augmented view pass the extractor once each.
         one = index.images * (epochs / measured[-1].trained + 2 / measured[-1].tested / slots)
         count = grid.extractors(index)
         text += f"\n              and about {clock(count * one)} for features, from {count} extractors"
-    return text
+    if watching:
+        one = index.images * dynamics.EPOCHS / measured[-1].trained
+        text += f"\n              and about {clock(grid.watched * one)} for {grid.watched} short trainings that methods watch"
+    return text + "\n              bins, scores and the choices are not counted; what is done already is"
 
 
-def of_trainings(job: Job, plan: Plan, grid: Grid) -> str:
-    """What the trainings of a plan cost that are not done yet, in the words of a person."""
-    pending = {t.stage.digest: t for t in plan.trainings if PART not in t.stage.committed()}.values()
+def of_trainings(job: Job, plan: Plan, grid: Grid, label: str = "cost") -> str:
+    """What the trainings of a plan cost that are not done yet, in the words of a person, after a label."""
+    pending = plan.pending()
     each = {t.classifier.arch: t.classifier for t in pending}
     side = plan.trainings[0].classifier.transform.crop
     measured = rates(job, plan, list(each.values()), gpus_each(grid.comparison.gpus_per_training, side)) if each else []
@@ -73,7 +84,7 @@ def of_trainings(job: Job, plan: Plan, grid: Grid) -> str:
         _seconds(t.classifier, t.rows.images if t.rows else t.index.images, plan.test, known[t.classifier.arch])
         for t in pending
     ]
-    return _said(sum(seconds), slots, known)
+    return _said(label, sum(seconds), slots, known)
 
 
 def _shown(classifier: Classifier, images: int) -> int:
@@ -87,16 +98,10 @@ def _seconds(classifier: Classifier, images: int, test: Index, rate: Rate) -> fl
     return _shown(classifier, images) / rate.trained + test.images / rate.tested
 
 
-def _said(seconds: float, slots: int, measured: Mapping[str, Rate]) -> str:
+def _said(label: str, seconds: float, slots: int, measured: Mapping[str, Rate]) -> str:
     each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in measured.items()]
     told = f" ({', '.join(each)}, measured)" if each else ""
-    return f"cost          about {clock(seconds / slots)} on {slots} workers{told}"
-
-
-def _epochs(grid: Grid, index: Index) -> int:
-    """Epochs for which the extractor is trained here."""
-    source = grid.backbone.weights or ("DEFAULT" if grid.backbone.side(index.side) >= SMALL else "train:10")
-    return int(source.partition(":")[2]) if source.startswith("train:") else 0
+    return f"{label:<13} about {clock(seconds / slots)} on {slots} workers{told}"
 
 
 def _slots(job: Job, grid: Grid, side: int) -> int:

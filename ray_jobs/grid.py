@@ -30,7 +30,9 @@ class Comparison:
     )  # fmt: skip
     keep: str = option("0.1", "Shares of the images that are kept.", metavar="SHARE,SHARE")
     sets: tuple[str, ...] = option(
-        (), "A set of its own beside the methods, such as a distilled one.", metavar="NAME=SHARDS"
+        (),
+        "A set of its own beside the methods, such as a distilled one; --labels is for these alone.",
+        metavar="NAME=SHARDS",
     )
     without_controls: bool = option(
         False, "Leave out adq-permuted, adq-reversed and adq-random-bins, which belong to every adq, with its settings."

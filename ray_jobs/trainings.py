@@ -59,6 +59,10 @@ class Plan:
     test: Index
     test_how: Mapping[int, str]  # by the side at which images are seen
 
+    def pending(self) -> list[Training]:
+        """The trainings that are not committed, each once."""
+        return list({t.stage.digest: t for t in self.trainings if PART not in t.stage.committed()}.values())
+
 
 class Opened:
     """The sets that a worker has open: one to train on and one to test with, as the trainings come to need them."""
@@ -94,7 +98,7 @@ class Opened:
 def train_and_test(member: "Member", plan: Plan) -> None:
     """Every worker of the group: the trainings that are not committed, one after the other."""
     # No worker can finish the first training before all have looked.
-    pending = [training for training in plan.trainings if PART not in training.stage.committed()]
+    pending = plan.pending()
     opened = Opened(plan, member.threads)
     for training in pending:
         if note := train_one(member, training, opened):

@@ -31,7 +31,7 @@ def evaluate(evaluation, reading, compute, place, train, test):
 @click.option(
     "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figures and every run."
 )
-@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed", "labels"))
+@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed"))
 def compare(comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Compare selection methods: networks trained on what each keeps, differences to random and DQ with their intervals."""
     run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)

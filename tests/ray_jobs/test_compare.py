@@ -150,10 +150,11 @@ def test_all_methods_choose_among_the_images_that_can_be_decoded(cluster, tmp_pa
 
 
 def test_an_estimate_trains_nothing(compared, shards, capsys):
-    wanted = grid(shards, compared / "estimate", methods="random,adq", sets=(), estimate=True, without_controls=False)
+    changes = {"methods": "random,adq", "estimate": True, "without_controls": False}
+    wanted = grid(shards, compared / "estimate", **changes)
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
-    assert "5 sets x 2 keep ratios x 2 seeds x 1 networks: 20 trainings" in said and "cost" in said
+    assert "(5 sets x 2 keep ratios + 1 of --sets) x 2 seeds x 1 networks: 22 trainings" in said and "cost" in said
     assert not list((compared / "estimate").glob("*"))
 
 

@@ -11,10 +11,14 @@ import torch
 from adq.container import pack
 from adq.images import decode
 from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
-from ray_jobs import streaming
+from ray_jobs import compare, streaming
+from ray_jobs.comparison import Outcome
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
+from ray_jobs.grid import Comparison, Grid
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Rows, how_to_hold, open_set
+from ray_jobs.options import Backbone, Compute, Data, Place, Selection
+from ray_jobs.payload import payload_bytes
 from ray_jobs.shard_reader import has_soft_labels
 from ray_jobs.store import Store
 from ray_jobs.trainings import Opened, facts_of, train_and_test
@@ -182,3 +186,27 @@ def test_soft_labels_train_as_the_tensors_themselves_do(job, soft, held_out):
     opened = Opened(plan, 1)
     assert opened.train(plan.trainings[1]).labels.shape == (45, 3)
     assert opened.test(plan.trainings[1]).labels.shape == (12,)  # hard, always
+
+
+def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft, monkeypatch, capsys):
+    outcomes = [Outcome("own", 0.5, seed, 0, 45, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
+    monkeypatch.setattr(compare, "further_set", lambda *_: (soft, outcomes))
+    found = {}
+    for labels in ("hard", "soft", "both"):
+        options = Evaluation(seeds=2, labels=labels)
+        grid = Grid(Comparison(), options, Data(), Selection(), Backbone(), (), "")
+        rows = compare._further(None, "own", "shards", grid, None, None)
+        found[labels] = [(one.name, one.soft, each[1].method, each[1].seed) for one, each in rows]
+        assert all(each[0].payload == payload_bytes(soft, soft=one.soft) for one, each in rows)
+        assert ("own has soft labels, which are left unused" in capsys.readouterr().out) == (labels == "hard")
+    assert found == {
+        "hard": [("own keep 0.5", False, "own", 1)],
+        "soft": [("own keep 0.5", True, "own", 1)],
+        "both": [
+            ("own, hard labels keep 0.5", False, "own, hard labels", 1),
+            ("own, soft labels keep 0.5", True, "own, soft labels", 1),
+        ],
+    }
+    alone = Grid(Comparison(), Evaluation(labels="soft"), Data(), Selection(), Backbone(), (), "")
+    with pytest.raises(ValueError, match="--labels soft: is for --sets alone"):
+        compare.run(alone, Compute(), Place())

@@ -1,0 +1,69 @@
+"""What a comparison is said to cost, from rates that are given."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from ray_jobs import cost
+from ray_jobs.evaluate import Evaluation, Wanted
+from ray_jobs.grid import Comparison, Grid
+from ray_jobs.options import Backbone, Compute, Data, Selection
+from ray_jobs.packing import Rate
+from ray_jobs.trainings import Plan
+
+JOB = SimpleNamespace(device="cpu", compute=Compute(), cluster=SimpleNamespace(cpus=2, gpus=0))
+INDEX = SimpleNamespace(images=1000, side=32, classes=("a", "b"))
+TEST = SimpleNamespace(images=200, side=32, classes=("a", "b"))
+RATE = Rate(trained=100.0, tested=200.0)
+
+
+@pytest.fixture(autouse=True)
+def rates(monkeypatch):
+    monkeypatch.setattr(cost, "rates", lambda _job, _plan, asked, _gpus: [RATE] * len(asked))
+    monkeypatch.setattr(cost, "replace", lambda index: index)
+
+
+def said(methods: str, further=(), backbone=None, data=None) -> str:
+    options = Evaluation("convnet-d3-w8", seeds=2, steps=10, train_batch=50)
+    comparison = Comparison(methods, keep="0.1,0.5", without_controls=True)
+    grid = Grid(comparison, options, data or Data(), Selection(), backbone or Backbone(), (), "out")
+    return cost.estimate(JOB, INDEX, TEST, grid, further)
+
+
+def test_trainings_of_further_sets_are_counted():
+    # 500 images at 100 a second and 200 tested at 200: 6 s each, on 2 workers.
+    text = said("random,dq")
+    assert "2 sets x 2 keep ratios x 2 seeds x 1 networks: 8 trainings, 0.0 M images" in text
+    assert "about 24 s on 2 workers" in text
+    further = [Wanted(name, SimpleNamespace(images=70), range(2)) for name in ("own", "other")]
+    text = said("random,dq", further)
+    assert "(2 sets x 2 keep ratios + 2 of --sets) x 2 seeds x 1 networks: 12 trainings" in text
+    assert "about 36 s on 2 workers" in text
+    assert "bins, scores and the choices are not counted" in text
+
+
+def test_short_trainings_and_features_are_counted_where_methods_need_them():
+    plain = said("random")
+    assert "features" not in plain and "short trainings" not in plain
+    # Ten epochs of 1,000 images for each of two seeds.
+    watching = said("random,el2n")
+    assert "about 3 min 20 s for 2 short trainings that methods watch" in watching and "features" not in watching
+    own = said("el2n,herding", backbone=Backbone(embeddings="own.npy"))
+    assert "for 2 short trainings" in own and "features" not in own
+    assert "for features, from 2 extractors" in said("random,d2")
+    assert "for features, from 1 extractors" in said("adq", backbone=Backbone(embeddings="own.npy"))
+    assert "for features, from 2 extractors" in said("random", data=Data(skip_corrupt=True))
+
+
+def test_only_what_is_pending_is_left():
+    def training(digest: str, done: bool) -> SimpleNamespace:
+        committed = {"correct": None} if done else {}
+        recipe = SimpleNamespace(batch_size=50, total_steps=lambda _: 10)
+        classifier = SimpleNamespace(arch="net", recipe=recipe, transform=SimpleNamespace(crop=32))
+        stage = SimpleNamespace(digest=digest, committed=lambda: committed)
+        return SimpleNamespace(stage=stage, classifier=classifier, rows=SimpleNamespace(images=100), index=INDEX)
+
+    plan = Plan((training("a", True), training("b", False), training("b", False), training("c", False)), TEST, {})
+    assert [one.stage.digest for one in plan.pending()] == ["b", "c"]
+    grid = SimpleNamespace(comparison=Comparison(), evaluation=Evaluation())
+    assert cost.of_trainings(JOB, plan, grid, "left").startswith("left          about 6 s on 2 workers")
