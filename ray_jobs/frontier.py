@@ -131,13 +131,14 @@ def _metrics(point: Point) -> dict[str, float]:
 
 @contextlib.contextmanager
 def _runs(job: Job, grid: Grid, plan: Plan, spent: dict) -> Iterator[dict[tuple[str, str], Run]]:
-    """A run for every spending and network, under which its trainings go."""
+    """A run for every spending and network, under which its trainings go, and known by all of them, as a comparison's cells are."""
+    contents = sorted({training.stage.digest for training in plan.trainings})
     with contextlib.ExitStack() as stack:
         runs: dict[tuple[str, str], Run] = {}
         for training in plan.trainings:
             arch, one = training.classifier.arch, spent[training.set, training.classifier.seed]
             if (training.set, arch) not in runs:
                 params = {"set": one.method, "encode": one.encoding, "budget": one.budget, "arch": arch}
-                digest = sha256(canonical_json(["frontier", grid.identity(), training.set, arch]))
+                digest = sha256(canonical_json(["frontier", grid.identity(), training.set, arch, contents]))
                 runs[training.set, arch] = stack.enter_context(job.child(f"{training.set} {arch}", digest, params))
         yield runs
