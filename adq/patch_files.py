@@ -67,10 +67,10 @@ def jpeg_body(picture: np.ndarray, kind: int, tables: tuple[tuple[int, ...], ...
     mode = "L" if kind == GREY else "YCbCr"
     head, scan = split(saved(picture, mode, "JPEG", **settings))
     quality = _qualities(kind).get(tables, 0)
-    start = b"" if quality else b"".join(body[1:] for body in _segments(head, DQT))
+    start = b"" if quality else b"".join(body[1:] for body in segments(head, DQT))
     if len(scan) < max(ROOM, 2 * picture.shape[0] * picture.shape[1]) - ROOM // 2:  # Pillow has no room for more
         head, tuned = split(saved(picture, mode, "JPEG", optimize=True, **settings))
-        tuned = b"".join(body[1:] for body in _segments(head, DHT)) + tuned
+        tuned = b"".join(body[1:] for body in segments(head, DHT)) + tuned
         if len(tuned) < len(scan):
             return kind + OWN_HUFFMAN, quality, start + tuned
     return kind, quality, start + scan
@@ -79,8 +79,8 @@ def jpeg_body(picture: np.ndarray, kind: int, tables: tuple[tuple[int, ...], ...
 def jpeg_file(body: bytes, kind: int, own: bool, quality: int, shape: tuple[int, int]) -> bytes:
     """The JPEG of what the format has of it. Raises ValueError where that cannot be."""
     numbers = range(1 if kind == GREY else 2)
-    head = _plain_head(quality or 1, kind)
-    quantisation, huffman = (_segments(head, marker) for marker in (DQT, DHT))
+    head = plain_head(quality or 1, kind)
+    quantisation, huffman = (segments(head, marker) for marker in (DQT, DHT))
     if not quality:
         quantisation, body = [bytes([i]) + body[64 * i : 64 * (i + 1)] for i in numbers], body[64 * len(numbers) :]
     if own:
@@ -108,7 +108,7 @@ def webp_file(body: bytes, shape: tuple[int, int]) -> bytes:
     return join(RIFF + b"VP8 \x9d\x01\x2a" + struct.pack("<HH", *shape[::-1]), body)
 
 
-def _segments(head: bytes, wanted: int) -> list[bytes]:
+def segments(head: bytes, wanted: int) -> list[bytes]:
     """The contents of the segments of a kind in the head of a JPEG."""
     found, at = [], 2
     while head[at + 1] != SOS:
@@ -120,7 +120,7 @@ def _segments(head: bytes, wanted: int) -> list[bytes]:
 
 
 @cache
-def _plain_head(quality: int, kind: int) -> bytes:
+def plain_head(quality: int, kind: int) -> bytes:
     """The head of libjpeg's JPEG of this quality, with the tables of Annex K."""
     block = np.zeros((8, 8, 1 if kind == GREY else 3), dtype=np.uint8)
     return split(saved(block, "L" if kind == GREY else "YCbCr", "JPEG", quality=quality))[0]
@@ -128,7 +128,7 @@ def _plain_head(quality: int, kind: int) -> bytes:
 
 def tables_of(quality: int, kind: int) -> tuple[tuple[int, ...], ...]:
     """The quantisation tables of a quality as Pillow has them."""
-    image = Image.open(io.BytesIO(join(_plain_head(quality, kind), b"")), formats=("JPEG",))
+    image = Image.open(io.BytesIO(join(plain_head(quality, kind), b"")), formats=("JPEG",))
     return tuple(tuple(table) for table in image.quantization.values())
 
 

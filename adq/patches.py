@@ -74,6 +74,11 @@ class Patches:
     mask: np.ndarray  # bool [rows, columns], True where kept
 
 
+def fits(height: int, width: int) -> bool:
+    """Whether an image of so many pixels has a `grid`: sides of 1 to 16,384, and at most 2^26 pixels."""
+    return min(height, width) >= 1 and max(height, width) <= LARGEST_SIDE and height * width <= LARGEST
+
+
 def grid(height: int, width: int) -> Grid:
     """The patches of an image: a multiple of 16 pixels near a 14th of the shorter side; 8 where that is below 96 pixels.
 
@@ -81,7 +86,7 @@ def grid(height: int, width: int) -> Grid:
         ValueError: a side outside 1 to 16,384, or more than 2^26 pixels.
     """
     shorter = min(height, width)
-    if shorter < 1 or max(height, width) > LARGEST_SIDE or height * width > LARGEST:
+    if not fits(height, width):
         raise ValueError(f"{height} x {width} pixels: expected sides of 1 to {LARGEST_SIDE:,} and at most 2^26 pixels")
     side = 8 if shorter < SMALL else 16 * max(1, round(shorter / (14 * 16)))
     return Grid(side, -(-height // side), -(-width // side))

@@ -1,7 +1,8 @@
 """What an image is stored as: `--encode`. A chain of steps, of which each is optional, in this order:
 
     resize:S            the shorter side to S pixels, where it is longer (bicubic with antialiasing)
-    patches:THETA       THETA per cent of the patches are dropped, those of the least saliency; see adq/patches.py
+    patches:THETA       THETA per cent of the patches are dropped, those of the least saliency; see adq/patches.py. `patches` alone
+                        is patches:25, the paper's theta
     jpeg:Q | webp:Q     stored with this quality, from 1 to 100
     palette:K           stored in K colours, by k-means from median cut
 
@@ -13,20 +14,27 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from adq import patches
-from adq.file_heads import split
+from adq.file_heads import SOI, split
 from adq.images import RESAMPLING, decode
-from adq.patch_files import ROOM
+from adq.patch_files import DHT, JPEG_420, ROOM, plain_head, segments
 from palette.export import png_bytes
 from palette.quantize import kmeans
 
 CODECS = {"jpeg": (1, 100), "webp": (1, 100), "palette": (2, 256)}
 ORDER = ("resize", "patches", *CODECS)
 LARGEST_SIDE = 8192
+THETA = 25  # per cent, where none is given
+LONGEST = {"jpeg": 65500, "webp": 16383}  # pixels of a side that libjpeg and libwebp write
+EXTENSIONS = {"jpeg": "jpg", "webp": "webp", "palette": "png"}
+SMALL_HEAD = 64  # bytes: that of a WebP or PNG
+NOTES = (0xE1, 0xED, 0xFE)  # segments of a JPEG that tell of its picture: EXIF or XMP, IPTC, comments
+NOTE = 128  # bytes of such a segment, up to which it may be its writer's name, the same in many files
 
 
 @dataclass(frozen=True)
@@ -58,11 +66,12 @@ class Encoding:
             return cls()
         found: dict[str, int] = {}
         for step in text.split("+"):
-            match = re.fullmatch(r"\s*([a-z]+):([0-9]{1,4})\s*", step)
+            given = f"patches:{THETA}" if step.strip() == "patches" else step
+            match = re.fullmatch(r"\s*([a-z]+):([0-9]{1,4})\s*", given)
             if not match or match[1] not in ORDER or int(match[2]) == 0:
                 raise ValueError(
-                    f"--encode {text}: {step.strip()!r} is none of original, resize:PIXELS, patches:PERCENT, jpeg:QUALITY, "
-                    "webp:QUALITY, palette:COLOURS, joined by +"
+                    f"--encode {text}: {step.strip()!r} is none of original, resize:PIXELS, patches or patches:PERCENT, "
+                    "jpeg:QUALITY, webp:QUALITY, palette:COLOURS, joined by +"
                 )
             found[match[1]] = int(match[2])
         codecs = [name for name in CODECS if name in found]
@@ -70,6 +79,11 @@ class Encoding:
             raise ValueError(f"--encode {text}: expected each step once, one codec, in the order of {', '.join(ORDER)}")
         codec = codecs[0] if codecs else ""
         return cls(found.get("resize", 0), found.get("patches", 0), codec, found.get(codec, 0))
+
+    @property
+    def extensions(self) -> tuple[str, ...]:
+        """Those of the files that it makes; a file that is kept keeps its own."""
+        return ("patches",) * bool(self.patches) + (EXTENSIONS[self.codec],) * bool(self.codec)
 
     def __str__(self) -> str:
         steps = [f"{name}:{value}" for name, value in (("resize", self.resize), ("patches", self.patches)) if value]
@@ -85,7 +99,7 @@ class Encoded:
 
     extension: str
     data: bytes
-    gained: bool = True  # False: the file as it was takes no more bytes, and is kept
+    gained: bool = True  # False: the file as it was costs no more, or the codec has no room for it, and it is kept
 
 
 def encode(
@@ -93,8 +107,8 @@ def encode(
 ) -> list[Encoded]:
     """Store images in another way.
 
-    No image sees another, and none grows: where the file as it was costs no more bytes (the image's own, in `adq.container`), it is
-    kept. Images that are resized or palettised are always encoded anew.
+    No image sees another, and none grows: where the file as it was costs no more (see `costs_less`), it is kept, and so is one of
+    more pixels a side than the codec can store. Images that become smaller, or palettised, are always encoded anew.
 
     Args:
         files: (extension, bytes) of each image.
@@ -115,16 +129,52 @@ def encode(
         if encoding.patches:
             out.append(_patched(extension, data, encoding, saliency[i]))
             continue
-        image = resized(decode(data), encoding.resize)
-        made = _lossy(image, encoding)
-        kept = not encoding.resize and own_bytes(data) <= own_bytes(made.data)
-        out.append(Encoded(extension, data, False) if kept else made)
+        image = decode(data)
+        wanted = resized(image, encoding.resize)
+        made = _lossy(wanted, encoding) if max(wanted.size) <= LONGEST[encoding.codec] else []
+        if wanted.size == image.size:
+            made = [one for one in made if costs_less(one.data, data)]
+        out.append(made[0] if made else Encoded(extension, data, False))
     return out
 
 
-def own_bytes(data: bytes) -> int:
-    """The bytes of a file that are its own in the compact container; the others are the same in every file of its kind."""
-    return len(split(data)[1])
+def costs_less(made: bytes, source: bytes) -> bool:
+    """Whether a file takes fewer bytes than the one that it was made of, in `adq.container`, which holds each head once.
+
+    How many files share a head, only the set tells. That of the source is taken for shared, and counts nothing, where it is
+    common (`_is_common`); then so does a common one in its place, a JPEG's in that of a JPEG. Any other counts in full. Where
+    only some images of a set are stored anew, it may come to hold one common head more for each size, some 600 bytes.
+    """
+    (before, old), (after, new) = split(source), split(made)
+    if not _is_common(before):
+        return len(after) + len(new) < len(before) + len(old)
+    shared = _is_common(after) and (not after.startswith(SOI) or before.startswith(SOI))
+    return len(new) + (0 if shared else len(after)) < len(old)
+
+
+def _is_common(head: bytes) -> bool:
+    """Whether many files have this head: a short one, or that of a JPEG with the Huffman tables of Annex K and no long notes."""
+    if not head.startswith(SOI):
+        return len(head) <= SMALL_HEAD
+    return _huffman_tables(head) <= _annex_k() and all(
+        len(body) <= NOTE for marker in NOTES for body in segments(head, marker)
+    )
+
+
+def _huffman_tables(head: bytes) -> set[bytes]:
+    """Each with its number, 16 counts and symbols."""
+    found = set()
+    for body in segments(head, DHT):
+        while body:
+            size = 17 + sum(body[1:17])
+            found.add(body[:size])
+            body = body[size:]
+    return found
+
+
+@cache
+def _annex_k() -> set[bytes]:
+    return _huffman_tables(plain_head(75, JPEG_420))
 
 
 def resized(image: Image.Image, side: int) -> Image.Image:
@@ -136,26 +186,31 @@ def resized(image: Image.Image, side: int) -> Image.Image:
     return image.resize(size, RESAMPLING["bicubic"])
 
 
-def _lossy(image: Image.Image, encoding: Encoding) -> Encoded:
+def _lossy(image: Image.Image, encoding: Encoding) -> list[Encoded]:
+    """What costs least first, as far as the image alone tells."""
     if encoding.codec == "webp":
-        return Encoded("webp", _file(image, "WEBP", quality=encoding.level, method=6))
+        return [Encoded("webp", _file(image, "WEBP", quality=encoding.level, method=6))]
     plain = _file(image, "JPEG", quality=encoding.level)
     if len(plain) >= max(ROOM, 2 * image.width * image.height) - ROOM // 2:
-        return Encoded("jpg", plain)  # Pillow has no room for more
+        return [Encoded("jpg", plain)]  # Pillow has no room for more
     # Huffman tables of its own pay where a scan is long: they are no longer what all files share.
     tuned = _file(image, "JPEG", quality=encoding.level, optimize=True)
-    return Encoded("jpg", tuned if len(tuned) < own_bytes(plain) else plain)
+    best = (tuned, plain) if costs_less(tuned, plain) else (plain, tuned)
+    return [Encoded("jpg", data) for data in best]
 
 
 def _patched(extension: str, data: bytes, encoding: Encoding, saliency: np.ndarray) -> Encoded:
     (whole,) = encode([(extension, data)], replace(encoding, patches=0))
     image = decode(data)
-    if encoding.resize and min(image.size) > encoding.resize:
-        data = _file(resized(image, encoding.resize), "PNG", compress_level=1)
+    wanted = resized(image, encoding.resize)
+    if not patches.fits(wanted.height, wanted.width):
+        return whole
+    if wanted.size != image.size:
+        data = _file(wanted, "PNG", compress_level=1)
     mask = patches.keep_mask(saliency, encoding.patches / 100)
     codec = {"codec": encoding.codec, "quality": encoding.level} if encoding.codec else {}
     made = patches.encode(data, mask, **codec)
-    return whole if own_bytes(whole.data) <= own_bytes(made) else Encoded("patches", made)
+    return Encoded("patches", made) if costs_less(made, whole.data) else whole
 
 
 def _palettised(images: Sequence[Image.Image], colors: int) -> list[Encoded]:
@@ -172,6 +227,7 @@ def _palettised(images: Sequence[Image.Image], colors: int) -> list[Encoded]:
 
 
 def _file(image: Image.Image, kind: str, **settings: int | bool) -> bytes:
-    buffer = io.BytesIO()
+    image, buffer = image.copy(), io.BytesIO()
+    image.info = {}  # comments and profiles of the source, which Pillow would write, and no reader here asks for
     image.save(buffer, kind, **settings)
     return buffer.getvalue()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adq import patches
+from adq import container, patches
 from adq.images import UndecodableImage, decode
-from palette.encodings import ORIGINAL, Encoding, encode, own_bytes
+from palette.encodings import ORIGINAL, Encoded, Encoding, costs_less, encode
 from tests.conftest import DATA, cifar10_shard
 
 
@@ -63,6 +63,11 @@ def test_other_chains_are_refused_with_the_reason(text, why):
         Encoding.parse(text)
 
 
+def test_patches_alone_are_those_of_the_paper_s_theta():
+    assert Encoding.parse("patches") == Encoding.parse("patches:25")
+    assert str(Encoding.parse("resize:64+ patches +webp:50")) == "resize:64+patches:25+webp:50"
+
+
 def test_original_files_stay_as_they_are(small):
     assert [(one.extension, one.data) for one in encode(small, ORIGINAL)] == small
 
@@ -72,11 +77,86 @@ def test_no_image_grows_and_lower_quality_costs_less(small, large, chain):
     for files in (small, large):
         made = encode(files, Encoding.parse(chain), saliency(files))
         for (extension, before), after in zip(files, made, strict=True):
-            assert own_bytes(after.data) <= own_bytes(before)
+            assert after.gained == costs_less(after.data, before)
             assert decode(after.data).size == decode(before).size
             assert after.gained == (after.data != before)
             if not after.gained:
                 assert (after.extension, after.data) == (extension, before)
+
+
+def packed(files: list[tuple[str, bytes]] | list[Encoded]) -> int:
+    """Bytes of the container."""
+    files = [(one.extension, one.data) if isinstance(one, Encoded) else one for one in files]
+    return len(container.pack([data for _, data in files], [e for e, _ in files], np.zeros(len(files), int), ["a"]))
+
+
+SAME, DIFFERENT = ((200, 200),) * 10, tuple((160 + 8 * n, 200) for n in range(10))
+
+
+def textures(kind: str, sizes=SAME, **settings) -> list[tuple[str, bytes]]:
+    """Squares of 8 pixels in random colours, for which Huffman tables of their own save more than they cost."""
+    files, extension = [], {"JPEG": "jpg", "WEBP": "webp"}[kind]
+    for number, (width, height) in enumerate(sizes):
+        squares = np.random.default_rng(number).integers(0, 256, (height // 8, width // 8, 3), np.uint8)
+        files.append((extension, _file(Image.fromarray(squares.repeat(8, 0).repeat(8, 1)), kind, **settings)))
+    return files
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "settings"),
+    [
+        ("JPEG", SAME, {}), ("JPEG", DIFFERENT, {}), ("JPEG", SAME, {"optimize": True}), ("JPEG", DIFFERENT, {"optimize": True}),
+        ("JPEG", SAME, {"progressive": True}), ("JPEG", SAME, {"comment": b"made by a program"}), ("WEBP", SAME, {}),
+        ("WEBP", DIFFERENT, {}),
+    ],
+    ids=["plain", "plain, sizes", "tuned", "tuned, sizes", "progressive", "named writer", "webp", "webp, sizes"],
+)  # fmt: skip
+@pytest.mark.parametrize("chain", ["jpeg:66", "jpeg:48", "webp:66", "webp:40", "resize:200+jpeg:66"])
+def test_no_set_grows_in_its_container(kind, sizes, settings, chain):
+    files = textures(kind, sizes, quality=50, **settings)
+    assert packed(encode(files, Encoding.parse(chain))) <= packed(files)
+
+
+def test_tables_and_notes_that_no_other_file_has_are_the_file_s_own():
+    tuned = textures("JPEG", quality=50, optimize=True)
+    assert all(one.gained for one in encode(tuned, Encoding.parse("jpeg:40")))
+    exif = b"Exif\0\0" + np.random.default_rng(0).bytes(9000)
+    noted = textures("JPEG", quality=50, exif=exif)
+    for chain in ("jpeg:50", "webp:90"):  # the same picture, or a better one, without the notes
+        made = encode(noted, Encoding.parse(chain))
+        assert all(one.gained and len(one.data) < len(data) for one, (_, data) in zip(made, noted, strict=True))
+
+
+@pytest.mark.parametrize("chain", ["resize:64+webp:90", "resize:64+jpeg:95", "resize:32+patches:25+jpeg:95"])
+def test_images_that_are_small_enough_grow_as_little(small, chain):
+    made = encode(small, Encoding.parse(chain), saliency(small))
+    assert packed(made) <= packed(small)
+    assert any(not one.gained for one in made)
+
+
+@pytest.mark.parametrize(("kind", "chain"), [("JPEG", "jpeg:40"), ("JPEG", "resize:96+jpeg:40"), ("WEBP", "webp:5")])
+def test_what_the_source_says_of_itself_is_not_stored_again(kind, chain):
+    ((extension, data),) = textures(kind, ((200, 200),), quality=75)
+    noted = {"comment": b"x" * 3000} if kind == "JPEG" else {"icc_profile": b"x" * 3000}
+    ((_, with_notes),) = textures(kind, ((200, 200),), quality=75, **noted)
+    assert len(with_notes) > len(data) + 3000
+    without, made = (encode([(extension, file)], Encoding.parse(chain)) for file in (data, with_notes))
+    assert made == without and made[0].gained
+
+
+@pytest.mark.parametrize(
+    ("size", "chain", "stored"),
+    [
+        ((16384, 8), "webp:5", "png"), ((16383, 8), "webp:5", "webp"), ((65501, 2), "jpeg:5", "png"), ((16385, 8), "jpeg:5", "jpg"),
+        ((16385, 8), "patches:50", "png"), ((16385, 8), "patches:50+jpeg:5", "jpg"), ((32768, 16), "resize:8+webp:5", "png"),
+        ((32766, 16), "resize:8+webp:5", "webp"),
+    ],
+)  # fmt: skip
+def test_images_with_sides_that_a_codec_cannot_store_stay_as_they_are(size, chain, stored):
+    noise = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    data = _png(Image.fromarray(noise))
+    (one,) = encode([("png", data)], Encoding.parse(chain), [np.zeros((0, 0))])
+    assert one.extension == stored and (one.data == data) == (not one.gained) == (stored == "png")
 
 
 def test_quality_orders_bytes_and_errors(large):
@@ -135,8 +215,12 @@ def test_patches_after_a_resize_are_those_of_the_resized_image(large):
 
 
 def _png(image: Image.Image) -> bytes:
+    return _file(image, "PNG")
+
+
+def _file(image: Image.Image, kind: str, **settings) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, kind, **settings)
     return buffer.getvalue()
 
 
