@@ -83,7 +83,7 @@ class Encoding:
     @property
     def extensions(self) -> tuple[str, ...]:
         """Those of the files that it makes; a file that is kept keeps its own."""
-        return ("patches",) * bool(self.patches) + (EXTENSIONS[self.codec],) * bool(self.codec)
+        return ("patches",) * (self.patches > 0) + ((EXTENSIONS[self.codec],) if self.codec else ())
 
     def __str__(self) -> str:
         steps = [f"{name}:{value}" for name, value in (("resize", self.resize), ("patches", self.patches)) if value]

@@ -12,6 +12,7 @@ from ray_jobs.cluster import check_paths, probe
 from ray_jobs.encode import Storage
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
+from ray_jobs.members import check_names
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.seen import extracts
 from ray_jobs.stages import Manifest
@@ -63,6 +64,9 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         write.check(wanted.out)
         probe(job.cluster, [absolute(wanted.out)])
     index = ingest.run(job, wanted.data)
+    if "write" in todo:
+        encoding = wanted.storage.encoding()
+        check_names(index, encoding.extensions, f"--encode {encoding}")
     if "sample" in todo:
         kept(selection.keep, index.images)
     if "dynamics" in todo:

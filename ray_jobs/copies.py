@@ -16,7 +16,7 @@ from ray_jobs.grid import Selected, Variant
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
-from ray_jobs.members import image_members
+from ray_jobs.members import check_names, image_members
 from ray_jobs.options import Backbone
 from ray_jobs.payload import compact_bytes, payload_bytes
 from ray_jobs.store import canonical_json, sha256
@@ -50,14 +50,15 @@ class Copies:
         return self._made[name]
 
     def _make(self, storage: Storage) -> Index:
-        job, index, ranked = self.job, self.index, None
+        job, index, ranked, encoding = self.job, self.index, None, storage.encoding()
+        check_names(index, encoding.extensions, f"--encodings {encoding}")
         if storage.needs_network:
-            ranked = saliency.run(job, index, weights.run(job, index, self.backbone), storage.encoding().resize)
-        seed = self.seed if storage.encoding().patches and storage.saliency == "random" else 0
+            ranked = saliency.run(job, index, weights.run(job, index, self.backbone), encoding.resize)
+        seed = self.seed if encoding.patches and storage.saliency == "random" else 0
         inputs = [index.manifest.content, asdict(storage), ranked.content if ranked else "", seed, encode.VERSION]
         out = job.store.path(f"encoded/{sha256(canonical_json(inputs))[:16]}")
         encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
-        return encode.encoded_index(job, index, out)
+        return encode.encoded_index(job, index, encoding, out)
 
     def rows(self, storage: Storage, positions: np.ndarray) -> np.ndarray:
         """Rows of the source as rows of a copy; those that it left out have none."""

@@ -1,5 +1,6 @@
 """encode: the images of shards stored in another way, shard by shard: what `--encode` asks for. Labels and keys stay."""
 
+import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -7,17 +8,18 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import pyarrow as pa
 
-from adq.images import UndecodableImage, decode
-from adq.patches import grid
+from adq.images import UndecodableImage, decode, header_size
+from adq.patches import fits, grid
 from adq.saliency import fill_error, random_saliency
 from adq.shards import DataSet, absolute, chunks, join, read_samples, tar_bytes
-from palette.encodings import Encoded, Encoding, encode, resized
+from palette.encodings import ORIGINAL, Encoded, Encoding, encode, resized
 from ray_jobs import ingest, saliency, weights, write
 from ray_jobs.accuracy import as_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
 from ray_jobs.ingest import Index, full_key, undecodable
 from ray_jobs.job import Job, opened
+from ray_jobs.members import check_names
 from ray_jobs.options import Backbone, Compute, Data, Place, option
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
@@ -31,7 +33,9 @@ BATCH = 256  # images that are encoded together
 ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images
 SCHEMA = pa.schema([
     ("key", pa.string()), ("label", pa.int64()), ("bytes_before", pa.int64()), ("extension", pa.string()),
-    ("bytes", pa.int64()), ("error", pa.string()),
+    ("bytes", pa.int64()),
+    ("kept_side", pa.int32()),  # shorter side in pixels of an image that was to be stored anew, and stays as it was
+    ("error", pa.string()),
 ])  # fmt: skip
 
 
@@ -41,8 +45,8 @@ class Storage:
 
     encode: str = option(
         "original",
-        "How images are stored: original, or steps joined by +: resize:SIDE, patches:PERCENT, then jpeg:QUALITY, webp:QUALITY or "
-        "palette:COLOURS.",
+        "How images are stored: original, or steps joined by +: resize:SIDE, patches:PERCENT (patches alone: 25), then "
+        "jpeg:QUALITY, webp:QUALITY or palette:COLOURS.",
         metavar="STEP+STEP",
     )
     saliency: str = option(
@@ -108,11 +112,12 @@ class Encoder:
             ):
                 name = sample["__key__"]
                 if isinstance(after, UndecodableImage):
-                    rows.append((key, labels[key], len(before), None, 0, str(after)))
+                    rows.append((key, labels[key], len(before), None, 0, None, str(after)))
                     continue
+                kept = min(header_size(before)) if not after.gained and self.plan.encoding != ORIGINAL else None
                 members.append((f"{name}.{after.extension}", after.data))
                 members += [(f"{name}.{e}", d) for e, d in sample.items() if e != extension and not e.startswith("__")]
-                rows.append((key, labels[key], len(before), after.extension, len(after.data), None))
+                rows.append((key, labels[key], len(before), after.extension, len(after.data), kept, None))
         errors = [(shard, row[0], row[-1]) for row in rows if row[-1]]
         if errors and not self.plan.skip_corrupt:
             raise undecodable(errors)
@@ -143,13 +148,14 @@ class Encoder:
             return None
         if self.plan.saliency == "grad-cam":
             return [ranked[key] for key in keys]
-        images = [resized(decode(data), encoding.resize) for _, data in files]
+        images = {key: resized(decode(data), encoding.resize) for key, (_, data) in zip(keys, files, strict=True)}
+        images = {key: image for key, image in images.items() if fits(image.height, image.width)}
         if self.plan.saliency == "fill-error":
-            return fill_error(images)
-        cuts = [grid(image.height, image.width) for image in images]
-        return [
-            random_saliency(key, cut.rows, cut.columns, self.plan.seed) for key, cut in zip(keys, cuts, strict=True)
-        ]
+            found = dict(zip(images, fill_error(list(images.values())), strict=True))
+        else:
+            cuts = {key: grid(image.height, image.width) for key, image in images.items()}
+            found = {key: random_saliency(key, cut.rows, cut.columns, self.plan.seed) for key, cut in cuts.items()}
+        return [found.get(key, saliency.NONE) for key in keys]
 
 
 def _error(data: bytes) -> UndecodableImage | None:
@@ -172,10 +178,12 @@ def run(
         skip_corrupt: leave out images that cannot be decoded.
 
     Raises:
-        ValueError: the folder holds something else; the source changed since ingest; images that cannot be decoded.
+        ValueError: the folder holds something else; the source changed since ingest; images that cannot be decoded; members
+            beside images that have the names of files to be made.
         OSError: the folder cannot be written.
     """
     encoding = storage.encoding()
+    check_names(index, encoding.extensions, f"--encode {encoding}")
     config = {"encode": str(encoding)} | ({"saliency": storage.saliency, "seed": seed} if encoding.patches else {})
     inputs = {"index": index.manifest.content} | ({"saliency": scores.content} if scores else {})
     stage = Output(Store.at(out), "encode", VERSION, inputs, config)
@@ -200,23 +208,15 @@ def run(
                 for shard in missing
             ]
             plan = Plan(
-                stage,
-                index.data,
-                index.image_ext,
-                index.key_prefix,
-                index.classes,
-                encoding,
-                storage.saliency,
-                seed,
-                skip_corrupt,
-            )
+                stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, storage.saliency, seed, skip_corrupt
+            )  # fmt: skip
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)
         names = [shard.removesuffix(".tar") for shard in labels]
         shards, tables = [parts[name] for name in names], [parts[ENCODED + name] for name in names]
         classes = "".join(f"{name}\n" for name in index.classes).encode()
         done = [*shards, *tables, stage.commit("classes", classes, len(index.classes), "txt")]
-        return done, _summary(job, index, stage, shards, tables)
+        return done, _summary(job, index, encoding, stage, shards, tables)
 
     def log(run, manifest: Manifest) -> None:
         run.dataset("encoded", stage.store.root, manifest.content, "subset", manifest.summary["images"])
@@ -231,28 +231,37 @@ def run(
     return manifest
 
 
-def _summary(job: Job, index: Index, stage: Stage, shards: list[Part], tables: list[Part]) -> dict:
+def _summary(job: Job, index: Index, encoding: Encoding, stage: Stage, shards: list[Part], tables: list[Part]) -> dict:
     """Figures of the output; those of an encoding in few colours have the palettised container as their payload."""
     table = pa.concat_tables(parquet_table(stage.read(part)) for part in tables)
     kinds = Counter(table["extension"].drop_null().to_pylist())
-    made = encoded_index(job, index, stage.store.root)
+    made = encoded_index(job, index, encoding, stage.store.root)
+    kept = table["kept_side"].drop_null().to_pylist()
     return {
         "images": sum(kinds.values()), "undecodable": table.num_rows - sum(kinds.values()),
         "payload_bytes": payload_bytes(made), "source_payload_bytes": payload_bytes(index),
         "tar_bytes": sum(part.bytes for part in shards), "source_tar_bytes": index.manifest.summary["tar_bytes"],
+        "kept": len(kept), "kept_side": statistics.median_low(kept) if kept else 0,
         **{f"images_{kind}": count for kind, count in sorted(kinds.items())},
     }  # fmt: skip
 
 
-def encoded_index(job: Job, index: Index, out: str) -> Index:
+def encoded_index(job: Job, index: Index, encoding: Encoding, out: str) -> Index:
     """The encoded shards, ingested: the same keys and labels."""
-    return read_back(job, index, out, index.data.shards, "encoded", index.key_prefix)
+    return read_back(job, index, out, index.data.shards, "encoded", index.key_prefix, encoding.extensions)
 
 
-def read_back(job: Job, index: Index, out: str, shards: Sequence[str], context: str, key_prefix: str = "none") -> Index:
-    """Shards that were made of those of an index, with the classes beside them, ingested."""
+def read_back(
+    job: Job, index: Index, out: str, shards: Sequence[str], context: str, key_prefix: str = "none", made: Sequence[str] = ()
+) -> Index:  # fmt: skip
+    """Shards that were made of those of an index, with the classes beside them, ingested.
+
+    Args:
+        made: extensions of images, besides those of the index.
+    """
     places = tuple(join(absolute(out), shard) for shard in shards)
-    data = Data(places, label=index.labels.source, classes=join(absolute(out), "classes.txt"), key_prefix=key_prefix)
+    image_ext = ",".join(dict.fromkeys((*index.image_ext, *made)))
+    data = Data(places, image_ext, index.labels.source, join(absolute(out), "classes.txt"), key_prefix)
     return ingest.run(job, data, False, context)
 
 
@@ -272,14 +281,18 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
         write.check(out)
         probe(job.cluster, [absolute(out)])
         index = ingest.run(job, data, require_all_classes=False)
+        check_names(index, storage.encoding().extensions, f"--encode {storage.encoding()}")
         job.run.params(asdict(storage))
         ranked = None
         if storage.needs_network:
             ranked = saliency.run(job, index, weights.run(job, index, backbone), storage.encoding().resize)
         s = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt).summary
         job.run.metrics(s)
+        anew = f"{s['images'] - s['kept']:,} of {s['images']:,} images are stored anew"
+        if s["kept"]:
+            anew += f"; {s['kept']:,} gain nothing and stay as they were (median side {s['kept_side']:,} px)"
         job.report(
             f"{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
             f"({s['payload_bytes'] / s['source_payload_bytes']:.1%} of the source), {as_bytes(s['tar_bytes'])} as tars\n"
-            f"shards   {absolute(out)}"
+            f"{anew if storage.encoding() != ORIGINAL else 'all as they were'}\nshards   {absolute(out)}"
         )

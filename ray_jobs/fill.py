@@ -26,6 +26,7 @@ from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.ingest import Index
 from ray_jobs.job import opened
+from ray_jobs.members import check_names
 from ray_jobs.options import Compute, Data, Place, option
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
@@ -115,12 +116,13 @@ class Filler:
 
 
 def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
-    """Fill the gaps of every image, or find it done.
+    """Fill the gaps of every image, or find it done. Images without gaps are copied as they are, and so is a set of only such.
 
     Raises:
-        ValueError: the folder holds something else; no image has gaps; a container or weights that are none.
+        ValueError: the folder holds something else; a container or weights that are none; PNGs that are no images beside images.
         OSError: the folder cannot be written.
     """
+    check_names(index, ("png",), "fill")
     weights = b""
     if filling.mae:
         with open_file(absolute(filling.mae)) as stream:

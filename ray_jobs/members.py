@@ -44,6 +44,24 @@ def member_bytes(index: Index, extension: str) -> np.ndarray:
     return found
 
 
+def check_names(index: Index, made: Sequence[str], what: str) -> None:
+    """Refuse images with new extensions where a sample has a member of such a name beside its image already.
+
+    Raises:
+        ValueError: names the first member of such a name.
+    """
+    if not (
+        new := sorted(set(made) - set(index.image_ext))
+    ):  # of those in image_ext, a sample has one member: its image
+        return
+    inner, _ = _flat(index)
+    if clash := pc.struct_field(inner, "name").filter(_with_extension(inner, *new)).to_pylist():
+        raise ValueError(
+            f"{what} makes images with the extension {' or '.join(new)}, but {clash[0]} stands beside an image already; "
+            "rename such members, or leave them out"
+        )
+
+
 def _flat(index: Index) -> tuple[pa.StructArray, pa.Array]:
     """All members of an index, and the row of each."""
     members = index.table()["members"].combine_chunks()

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage, decode
-from adq.patches import grid
+from adq.patches import fits, grid
 from adq.saliency import grad_cam, patch_saliency, whole_input
 from adq.shards import DataSet, read_ranges
 from palette.encodings import resized
@@ -75,9 +75,10 @@ class SaliencyActor(Frozen):
 
     def _load(self, data: bytes) -> Image.Image | None:
         try:
-            return resized(decode(data), self.plan.resize)
+            image = resized(decode(data), self.plan.resize)
         except UndecodableImage:
             return None  # `ray_jobs.encode` says which and why
+        return image if fits(image.height, image.width) else None  # which stays as it is
 
 
 def _input(image: Image.Image, transform: InputTransform) -> torch.Tensor:
@@ -99,7 +100,7 @@ def check(extractor: "Extractor", index: Index) -> None:
 
 
 def run(job: "Job", index: Index, extractor: "Extractor", resize: int) -> Manifest:
-    """Rank the patches of every image that can be decoded, or find it done.
+    """Rank the patches of every image that can be decoded and has a grid of patches, or find it done.
 
     Args:
         resize: shorter side that images are brought to first; 0: as they are.
@@ -153,7 +154,7 @@ def _rows(index: Index) -> dict[str, list[Row]]:
 
 
 def by_key(manifest: Manifest) -> dict[str, np.ndarray]:
-    """float32 [rows, columns] of every image; [0, 0] where it cannot be decoded."""
+    """float32 [rows, columns] of every image; [0, 0] where it cannot be decoded, or is too large."""
     table = manifest.tables()
     return {
         key: np.frombuffer(data, "<f4").reshape(rows, columns)

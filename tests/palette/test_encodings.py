@@ -68,6 +68,15 @@ def test_patches_alone_are_those_of_the_paper_s_theta():
     assert str(Encoding.parse("resize:64+ patches +webp:50")) == "resize:64+patches:25+webp:50"
 
 
+@pytest.mark.parametrize("chain", ["original", "patches:50", "webp:5", "palette:4", "resize:16+patches:25+jpeg:20"])
+def test_files_that_are_made_have_the_extensions_that_were_said(small, chain):
+    encoding = Encoding.parse(chain)
+    seen = encode(small, Encoding.parse("resize:16+webp:90")) if encoding.resize else [Encoded(*file) for file in small]
+    made = encode(small, encoding, saliency([(one.extension, one.data) for one in seen]))
+    assert {one.extension for one in made if one.gained} <= set(encoding.extensions)
+    assert bool(encoding.extensions) == any(one.gained for one in made)
+
+
 def test_original_files_stay_as_they_are(small):
     assert [(one.extension, one.data) for one in encode(small, ORIGINAL)] == small
 

@@ -16,6 +16,7 @@ from adq.extractor import input_transform
 from adq.images import decode
 from adq.models import build
 from adq.saliency import grad_cam, patch_saliency, whole_input
+from adq.shards import tar_bytes
 from palette import codec
 from palette.encodings import Encoding, encode
 from ray_jobs import __main__ as cli
@@ -70,6 +71,60 @@ def test_encoded_shards_hold_the_same_keys_and_labels_in_fewer_bytes(place, shar
     assert summary["payload_bytes"] == len(packed) < summary["source_payload_bytes"]
     assert f"{100 * summary['payload_bytes'] / summary['source_payload_bytes']:.1f}%" in told
     assert "done before" in run(place, "encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+
+
+def test_images_beside_other_images_are_encoded_and_read_back_alone(place, tmp_path):
+    mask = io.BytesIO()
+    Image.new("L", (32, 32)).save(mask, "PNG")
+    source = [(f"{n:02d}", image, label) for n, (_, image, label) in enumerate(real_samples(40))]
+    for folder, extension in (("jpg", "jpg"), ("img", "img")):
+        (tmp_path / folder).mkdir()
+        members = [
+            (f"{key}.{kind}", data)
+            for key, image, label in source
+            for kind, data in ((extension, image), ("png", mask.getvalue()), ("cls", str(label).encode()))
+        ]
+        (tmp_path / folder / "a.tar").write_bytes(tar_bytes(members))
+        (tmp_path / folder / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    asked = ("--data", tmp_path / "jpg", "--image-ext", "jpg")
+    told = run(place, "encode", *asked, "--encode", "webp:5", "--out", tmp_path / "webp")
+    assert "40 of 40 images are stored anew\n" in told
+    assert all(
+        set(s) == {"webp", "png", "cls"} and s["png"] == mask.getvalue() for s in files(tmp_path / "webp").values()
+    )
+    some = ("--method", "random", "--keep", "0.5", "--encode", "webp:5")
+    run(place, "compress", *asked, *some, "--out", tmp_path / "subset")
+    assert {tuple(sorted(s)) for s in files(tmp_path / "subset").values()} == {("cls", "png", "webp")}
+    # An image that gains nothing keeps its extension, whatever that is.
+    told = run(
+        place, "encode", "--data", tmp_path / "img", "--image-ext", "img", "--encode", "webp:96", "--out", tmp_path / "kept"
+    )  # fmt: skip
+    after = files(tmp_path / "kept")
+    kept = [key for key, sample in after.items() if "img" in sample]
+    assert len(after) == 40 and len(kept) > 30 and all(after[key]["img"] == source[int(key)][1] for key in kept)
+    anew = f"{40 - len(kept)} of 40 images are stored anew; {len(kept)} gain nothing and stay as they were (median side 32 px)"
+    assert anew in told
+    for command in (("encode", "--encode", "palette:4"), ("compress", "--keep", "0.5", "--encode", "palette:4")):
+        with pytest.raises(
+            ValueError, match=r"palette:4 makes images with the extension png, but 00\.png stands beside"
+        ):
+            run(place, *command, *asked, "--out", tmp_path / "no")
+    with pytest.raises(ValueError, match=r"fill makes images with the extension png, but 00\.png stands beside"):
+        run(place, "fill", "--filler", "mean", *asked, "--out", tmp_path / "no")
+
+
+def test_images_too_large_for_patches_stay_as_they_are(place, tmp_path):
+    samples = real_samples(20)
+    wide = io.BytesIO()
+    Image.new("RGB", (16_400, 8)).save(wide, "PNG")
+    samples[3] = ("wide", wide.getvalue(), 3)
+    write_shard(tmp_path / "a.tar", samples)
+    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    for order in ("grad-cam", "fill-error", "random"):
+        asked = ("--data", tmp_path / "a.tar", "--encode", "patches", "--saliency", order)
+        run(place, "encode", *asked, "--out", tmp_path / order)
+        after = files(tmp_path / order)
+        assert after["wide"]["jpg"] == wide.getvalue() and sum("patches" in sample for sample in after.values()) > 5
 
 
 def test_patches_of_a_subset_are_those_that_the_network_needs_least_and_every_reader_sees_whole_images(
