@@ -27,7 +27,7 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import Store, parquet_table
 from ray_jobs.write import Output
 
-VERSION = 4
+VERSION = 5
 SALIENCY = ("grad-cam", "fill-error", "random")
 BATCH = 256  # images that are encoded together
 ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images

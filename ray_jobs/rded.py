@@ -35,7 +35,7 @@ from ray_jobs.write import Output, cut
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
 
-VERSION = 2
+VERSION = 3
 Row = tuple[str, int, int]  # shard, offset and size of the image
 
 
