@@ -57,8 +57,8 @@ class Copies:
         seed = self.seed if encoding.patches and storage.saliency == "random" else 0
         inputs = [index.manifest.content, asdict(storage), ranked.content if ranked else "", seed, encode.VERSION]
         out = job.store.path(f"encoded/{sha256(canonical_json(inputs))[:16]}")
-        encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
-        return encode.encoded_index(job, index, encoding, out)
+        done = encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
+        return encode.encoded_index(job, index, encoding, out, done.parts)
 
     def rows(self, storage: Storage, positions: np.ndarray) -> np.ndarray:
         """Rows of the source as rows of a copy; those that it left out have none."""

@@ -97,7 +97,7 @@ class Encoder:
     def work(
         self, _shared: list, shard: str, labels: Mapping[str, int], ranked: Mapping[str, np.ndarray]
     ) -> list[Part]:
-        """The encoded shard, and what became of each image.
+        """The encoded shard, if an image of it could be decoded, and what became of each image.
 
         Args:
             labels: by key. ranked: the saliency of each image's patches, where a network gave it.
@@ -125,9 +125,9 @@ class Encoder:
             raise ValueError(f"{join(self.plan.data.root, shard)}: changed since ingest; run again to ingest it anew")
         name, stage = shard.removesuffix(".tar"), self.plan.stage
         table = pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA)
-        return [
-            stage.commit(name, tar_bytes(members), len(rows) - len(errors), "tar"), stage.commit_table(ENCODED + name, table)
-        ]  # fmt: skip
+        # An empty shard would stop whoever reads it.
+        made = [stage.commit(name, tar_bytes(members), len(rows) - len(errors), "tar")] if members else []
+        return [*made, stage.commit_table(ENCODED + name, table)]
 
     def _encoded(
         self, keys: list[str], files: list[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
@@ -199,7 +199,7 @@ def run(
 
         def on_done(made: list[Part]) -> None:
             parts.update({part.name: part for part in made})
-            progress.add(made[0].rows)
+            progress.add(made[-1].rows)
 
         if missing:
             ranked = saliency.by_key(scores) if scores else {}
@@ -213,7 +213,9 @@ def run(
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)
         names = [shard.removesuffix(".tar") for shard in labels]
-        shards, tables = [parts[name] for name in names], [parts[ENCODED + name] for name in names]
+        shards, tables = [parts[name] for name in names if name in parts], [parts[ENCODED + name] for name in names]
+        if not shards:
+            raise ValueError(f"{index.data.root}: none of its {index.images:,} images can be decoded")
         classes = "".join(f"{name}\n" for name in index.classes).encode()
         done = [*shards, *tables, stage.commit("classes", classes, len(index.classes), "txt")]
         return done, _summary(job, index, encoding, stage, shards, tables)
@@ -235,7 +237,7 @@ def _summary(job: Job, index: Index, encoding: Encoding, stage: Stage, shards: l
     """Figures of the output; those of an encoding in few colours have the palettised container as their payload."""
     table = pa.concat_tables(parquet_table(stage.read(part)) for part in tables)
     kinds = Counter(table["extension"].drop_null().to_pylist())
-    made = encoded_index(job, index, encoding, stage.store.root)
+    made = encoded_index(job, index, encoding, stage.store.root, shards)
     kept = table["kept_side"].drop_null().to_pylist()
     return {
         "images": sum(kinds.values()), "undecodable": table.num_rows - sum(kinds.values()),
@@ -246,9 +248,11 @@ def _summary(job: Job, index: Index, encoding: Encoding, stage: Stage, shards: l
     }  # fmt: skip
 
 
-def encoded_index(job: Job, index: Index, encoding: Encoding, out: str) -> Index:
-    """The encoded shards, ingested: the same keys and labels."""
-    return read_back(job, index, out, index.data.shards, "encoded", index.key_prefix, encoding.extensions)
+def encoded_index(job: Job, index: Index, encoding: Encoding, out: str, parts: Sequence[Part]) -> Index:
+    """The encoded shards, ingested: the same keys and labels. Of a shard without any image that can be decoded there is no part."""
+    made = {part.name for part in parts}
+    shards = [shard for shard in index.data.shards if shard.removesuffix(".tar") in made]
+    return read_back(job, index, out, shards, "encoded", index.key_prefix, encoding.extensions)
 
 
 def read_back(

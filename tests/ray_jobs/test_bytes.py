@@ -294,16 +294,19 @@ def test_damaged_images_are_named_or_left_out(place, tmp_path):
     samples = real_samples(30)
     samples[4] = ("damaged", samples[4][1][:100], 0)
     write_shard(tmp_path / "a.tar", samples)
+    write_shard(tmp_path / "b.tar", [("last", b"\xff\xd8 nothing", 1)])  # no image of this shard can be decoded
     (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
-    command = ("encode", "--data", tmp_path / "a.tar", "--encode", "patches:50", "--out", tmp_path / "o")
+    data = tmp_path / "*.tar"
+    command = ("encode", "--data", data, "--encode", "patches:50", "--out", tmp_path / "o")
     with pytest.raises(
-        ValueError, match=r"1 image cannot be decoded:\n  a\.tar: key 'damaged': .*Truncated(.|\n)*--skip-corrupt"
+        ValueError, match=r"cannot be decoded:\n  a\.tar: key 'damaged': .*Truncated(.|\n)*--skip-corrupt"
     ):
         run(place, *command)
     run(place, *command, "--skip-corrupt")
+    assert sorted(path.name for path in (tmp_path / "o").glob("*.tar")) == ["a.tar"]
     good = {key for key, _, _ in samples} - {"damaged"}
     assert set(files(tmp_path / "o")) == good
-    spend = ("compress", "--data", tmp_path / "a.tar", "--method", "random", "--encode", "webp:20", "--budget", "1MB")
+    spend = ("compress", "--data", data, "--method", "random", "--encode", "webp:20", "--budget", "1MB")
     run(place, *spend, "--skip-corrupt", "--out", tmp_path / "all")
     assert set(files(tmp_path / "all")) == good
     with pytest.raises(ValueError, match="key 'damaged'"):
