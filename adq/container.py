@@ -83,6 +83,21 @@ def pack(files: Sequence[bytes], extensions: Sequence[str], labels: np.ndarray, 
     return content + struct.pack("<I", zlib.crc32(content))
 
 
+def containers(file_bytes: np.ndarray) -> list[slice]:
+    """Which images go into which container, where a set is more than one holds: as many of the next ones as it does.
+
+    Args:
+        file_bytes: int [N]: of each image, in the order of the set.
+    """
+    ends = np.cumsum(np.asarray(file_bytes, dtype=np.int64) + OVERHEAD)
+    cuts, start, before = [], 0, 0
+    while start < len(ends):
+        stop = max(start + 1, int(np.searchsorted(ends, before + LARGEST, side="right")))
+        cuts.append(slice(start, stop))
+        start, before = stop, int(ends[stop - 1])
+    return cuts
+
+
 def packed_bytes(
     own_bytes: np.ndarray,
     head_bytes: Sequence[int],

@@ -38,6 +38,7 @@ class Stored(NamedTuple):
     head_bytes: np.ndarray  # int64 [H]
     extensions: np.ndarray  # int32 [N]
     names: list[str]  # of the E extensions, in lower case
+    file_bytes: np.ndarray  # int64 [N]
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,15 @@ class Index:
         heads = table["head"].combine_chunks().dictionary_encode()
         head_bytes = np.zeros(len(heads.dictionary), dtype=np.int64)
         head_bytes[heads.indices.to_numpy()] = table["head_bytes"].to_numpy()
-        names = pc.struct_field(table["members"].combine_chunks().flatten(), "name")
-        endings = pc.struct_field(pc.extract_regex(pc.utf8_lower(names), r"\.(?P<ending>[^.]*)$"), "ending")
-        endings = endings.filter(pc.is_in(endings, pa.array(self.image_ext))).dictionary_encode()
+        members = table["members"].combine_chunks().flatten()
+        names = pc.utf8_lower(pc.struct_field(members, "name"))
+        endings = pc.struct_field(pc.extract_regex(names, r"\.(?P<ending>[^.]*)$"), "ending")
+        images = pc.is_in(endings, pa.array(self.image_ext))
+        endings = endings.filter(images).dictionary_encode()
         return Stored(
             table["own"].to_numpy(), heads.indices.to_numpy(), head_bytes,
             endings.indices.to_numpy(), endings.dictionary.to_pylist(),
+            pc.struct_field(members, "size").filter(images).to_numpy(),
         )  # fmt: skip
 
     def key(self, shard: str, name: str) -> str:

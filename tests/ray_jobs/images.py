@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from adq.images import EXTENSIONS
 from adq.index import Labels, scan
+from adq.patches import is_patches
 from adq.shards import DataSet, open_file, tar_bytes
 from adq.synthetic import encoded
 from ray_jobs.ingest import Index, as_table
@@ -26,7 +28,7 @@ def index_of(
     classes: tuple[str, ...] = CLASSES,
     twin: bool = False,
 ) -> Index:
-    """Write shards of (key, PNG or JPEG bytes, label), or with a soft label's bytes, and index them.
+    """Write shards of (key, bytes of a PNG, JPEG, WebP or patches, label), or with a soft label's bytes, and index them.
 
     A twin is the same data set under another digest.
     """
@@ -35,7 +37,13 @@ def index_of(
     for name, samples in shards.items():
         members = []
         for key, image, label, *soft in samples:
-            extension = "jpg" if image.startswith(b"\xff\xd8") else "png"
+            kinds = {
+                "patches": is_patches(image),
+                "jpg": image[:2] == b"\xff\xd8",
+                "webp": image[:4] == b"RIFF",
+                "png": True,
+            }
+            extension = next(kind for kind, so in kinds.items() if so)
             members += [(f"{key}.{extension}", image), (f"{key}.cls", str(label).encode())]
             members += [(f"{key}.npy", data) for data in soft]
         (folder / name).write_bytes(tar_bytes(members))
@@ -50,4 +58,4 @@ def index_of(
     stage = Stage(Store(str(folder / "store")), "ingest", 1)
     more = [stage.commit("twin", b"", 0, "txt")] if twin else []
     manifest = stage.finish([stage.commit_table("index", table), *more], summary)
-    return Index(manifest, DataSet(str(folder), tuple(sorted(shards))), labels, ("png", "jpg"), "none")
+    return Index(manifest, DataSet(str(folder), tuple(sorted(shards))), labels, EXTENSIONS, "none")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adq import container
 from adq.container import pack
 from adq.file_heads import split
 from adq.images import UndecodableImage, decode
@@ -15,8 +16,9 @@ from adq.synthetic import encoded
 from palette.codec import encode
 from palette.export import png_bytes, samples
 from palette.quantize import median_cut
+from ray_jobs.containers import LARGEST_SIDE, cut
 from ray_jobs.ingest import Index
-from ray_jobs.payload import LARGEST_SIDE, compact_bytes, payload_bytes, tar_bytes
+from ray_jobs.payload import compact_bytes, payload_bytes, tar_bytes
 from tests.ray_jobs.images import CLASSES, drawn, index_of
 
 
@@ -39,6 +41,26 @@ def test_every_part_of_a_set_has_its_exact_size(tmp_path):
         assert payload_bytes(index, np.array(part)) == packed(part, hard)
     with pytest.raises(ValueError, match="0 images"):
         payload_bytes(index, np.array([], dtype=np.int64))
+
+
+def test_a_set_that_one_container_cannot_hold_has_several(tmp_path, monkeypatch):
+    files = [image for _, image, _ in drawn(0, 20)]
+    index = index_of({"a.tar": [(f"k{n:02d}", data, n % 3) for n, data in enumerate(files)]}, tmp_path / "data")
+    whole = payload_bytes(index)
+    monkeypatch.setattr(container, "LARGEST", sum(map(len, files[:8])) + 8 * container.OVERHEAD)
+    with pytest.raises(ValueError, match="more than one container holds"):
+        pack(files, ["png"] * 20, np.arange(20) % 3, CLASSES)
+    parts = cut(index, np.random.default_rng(0).permutation(20))
+    assert len(parts) > 2 and parts[0].rows.tolist() == list(range(8))
+    assert np.concatenate([part.rows for part in parts]).tolist() == list(range(20))
+    for part in parts:
+        some = [files[row] for row in part.rows]
+        assert part.bytes == len(pack(some, ["png"] * len(some), part.rows % 3, CLASSES))
+    assert payload_bytes(index) == sum(part.bytes for part in parts) > whole
+
+
+def test_an_image_larger_than_a_container_has_one_of_its_own():
+    assert container.containers(np.array([1, container.LARGEST, 1, 1])) == [slice(0, 1), slice(1, 2), slice(2, 4)]
 
 
 @pytest.mark.parametrize("soft", [False, True])
