@@ -45,10 +45,15 @@ def samples(
     for number, (palette, image, label) in enumerate(zip(palettes, indices, labels, strict=True)):
         sample = {"png": png_bytes(palette, image), "cls": str(int(_hard(label))).encode()}
         if labels.ndim == 2:
-            buffer = io.BytesIO()
-            np.save(buffer, label.astype("<f2"), allow_pickle=False)
-            sample[SOFT] = buffer.getvalue()
+            sample[SOFT] = soft_bytes(label)
         yield f"{prefix}_{number:0{digits}d}", sample
+
+
+def soft_bytes(logits: np.ndarray) -> bytes:
+    """A soft label [C] as the "npy" member that `soft_label` reads."""
+    buffer = io.BytesIO()
+    np.save(buffer, logits.astype("<f2"), allow_pickle=False)
+    return buffer.getvalue()
 
 
 def soft_label(data: bytes, classes: int) -> np.ndarray:

@@ -34,6 +34,8 @@ JOBS = {
         "encode": "Smaller, in JPEG or WebP, in few colours, without some patches.",
         "fill": "Fill the gaps of dropped patches, once.",
         "mae": "Train the masked autoencoder that fills them best.",
+        "pack": "One compact file, of the bytes that are reported as payload.",
+        "unpack": "Such a file as shards again.",
     },
     ("Selections of others, and a demonstration", "exchange"): {
         "export": "A selection as keys, as indices, as a file list, as DQ's .npy.",
@@ -42,6 +44,7 @@ JOBS = {
     },
 }
 SEVERAL = ("--data", "--train", "--test", "--sets")
+SEVERAL_OF = {"unpack": ("--from",)}  # of which other jobs take one
 
 
 class Jobs(click.Group):
@@ -73,12 +76,13 @@ def main() -> None:
 
 
 def several_values(arguments: Sequence[str]) -> list[str]:
-    """`--data a b c` as `--data a --data b --data c`, of every option of SEVERAL."""
+    """`--data a b c` as `--data a --data b --data c`, of every option of SEVERAL, and of the job's own."""
+    several = (*SEVERAL, *SEVERAL_OF.get(arguments[0] if arguments else "", ()))
     out: list[str] = []
     current = None
     for argument in arguments:
         if argument.startswith("-"):
-            current = argument if argument in SEVERAL else None
+            current = argument if argument in several else None
             out += [] if current else [argument]
         elif current:
             out += [current, argument]

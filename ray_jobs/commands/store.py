@@ -10,6 +10,9 @@ from ray_jobs.fill import run as run_filling
 from ray_jobs.mae import Painting
 from ray_jobs.mae import run as run_mae
 from ray_jobs.options import Backbone, Compute, Data, Place
+from ray_jobs.pack import Packing
+from ray_jobs.pack import run as run_packing
+from ray_jobs.unpack import run as run_unpacking
 
 
 @command()
@@ -34,3 +37,26 @@ def fill(filling, data, compute, place, out):
 def mae(painting, data, compute, place, out):
     """Train a masked autoencoder on the data itself, which then fills dropped patches: a weights file and a figure."""
     run_mae(painting, data, compute, place, out)
+
+
+@command()
+@click.option(
+    "--to", required=True, metavar="FILE",
+    help="The file to write, local or on s3:// or gs://; NAME-000000.EXT and so on where the set takes several containers.",
+)  # fmt: skip
+@options(Packing, Data, Compute, Place, without=("skip_corrupt", "batch_size", "graphcut_actors"))
+def pack(packing, data, compute, place, to):
+    """Write any shards as one compact file, or as few as hold them: of the size that is reported as payload everywhere."""
+    run_packing(to, packing, data, compute, place)
+
+
+@command()
+@click.option(
+    "--from", "from_path", multiple=True, required=True, metavar="FILE",
+    help="Files of pack or distill, several are one set; patterns as for --data.",
+)  # fmt: skip
+@click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the shards.")
+@options(Place)
+def unpack(place, from_path, out):
+    """Write the images of compact files as shards, which `evaluate` and any loader reads."""
+    run_unpacking(from_path, out, place)
