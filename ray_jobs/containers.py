@@ -24,9 +24,8 @@ from ray_jobs.ingest import Index
 from ray_jobs.members import image_members
 from ray_jobs.store import sha256
 
-LARGEST_SIDE = (
-    256  # pixels of an indexed PNG: a container takes a tenth of a millisecond a pixel, however many images it holds
-)
+# Pixels of an indexed PNG: a container takes a tenth of a millisecond a pixel, however many images it holds.
+LARGEST_SIDE = 256
 INDEXED = 3  # PNG's colour type
 COLORS = 256  # that it can have
 _coded: dict[tuple[str, str], tuple[int, ...]] = {}  # by data set and rows: a command asks for the same ones many times
