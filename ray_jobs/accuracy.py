@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 from scipy.special import stdtrit
 
-HEADINGS = ("set", "network", "images", "payload", "top-1", "sd", "95 % interval", "n")
+HEADINGS = ("set", "network", "images", "payload", "as tars", "top-1", "sd", "95 % interval", "n")
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Accuracy:
     arch: str
     images: int
     bytes: int  # of the images and the labels that are trained on
+    tars: int  # bytes, by `ray_jobs.payload.tar_bytes`
     top1: tuple[float, ...]
 
     @property
@@ -48,7 +49,9 @@ def accuracies(table: pa.Table) -> list[Accuracy]:
     for row in table.to_pylist():
         groups.setdefault((row["set"], row["arch"]), []).append(row)
     return [
-        Accuracy(name, arch, rows[0]["images"], rows[0]["bytes"], tuple(row["top1"] for row in rows))
+        Accuracy(
+            name, arch, rows[0]["images"], rows[0]["bytes"], rows[0]["tar_bytes"], tuple(row["top1"] for row in rows)
+        )
         for (name, arch), rows in groups.items()
     ]
 
@@ -59,7 +62,7 @@ def as_text(found: list[Accuracy]) -> str:
     for s in found:
         low, high = 100 * (s.mean - s.half_interval), 100 * (s.mean + s.half_interval)
         spread = ("-", "-") if math.isnan(s.sd) else (f"{100 * s.sd:.2f}", f"{low:.2f} to {high:.2f}")
-        cells = (f"{s.images:,}", as_bytes(s.bytes), f"{100 * s.mean:.2f} %")
+        cells = (f"{s.images:,}", as_bytes(s.bytes), as_bytes(s.tars), f"{100 * s.mean:.2f} %")
         lines.append((s.set, s.arch, *cells, *spread, str(len(s.top1))))
     return markdown(lines, left=2)
 

@@ -114,8 +114,8 @@ def _further(
 def _metrics(cell: Cell) -> dict[str, float]:
     named = {
         "top1": cell.mean, "top1_half_interval": cell.half_interval, "over_random": cell.over_random[0],
-        "over_dq": cell.over_dq[0], "images": cell.images, "payload_bytes": cell.payload, "moved": cell.moved,
-        "selection_seconds": cell.seconds, "selection_gpu_seconds": cell.gpu_seconds,
+        "over_dq": cell.over_dq[0], "images": cell.images, "payload_bytes": cell.payload, "tar_bytes": cell.tars,
+        "moved": cell.moved, "selection_seconds": cell.seconds, "selection_gpu_seconds": cell.gpu_seconds,
     }  # fmt: skip
     return {name: value for name, value in named.items() if value == value}
 

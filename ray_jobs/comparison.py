@@ -31,6 +31,7 @@ class Outcome:
     extractor: int  # its seed
     images: int
     payload: int  # bytes of its container
+    tars: int  # bytes, by `ray_jobs.payload.tar_bytes`
     moved: float
     seconds: float  # that the selection cost, all stages before it included
     gpu_seconds: float
@@ -49,6 +50,7 @@ class Cell:
     arch: str
     images: int
     payload: int
+    tars: int
     seeds: int
     mean: float
     half_interval: float  # half of the 95 % t-interval; NaN with one seed
@@ -85,10 +87,10 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
         group = groups[arch, keep, method]
         top1 = [one.top1 for one in group]
         found.append(Cell(
-            method, keep, arch, group[0].images, round(statistics.fmean(one.payload for one in group)), len(group),
-            statistics.fmean(top1), t_half_interval(top1), over("random", arch, keep, method), over("dq", arch, keep, method),
-            statistics.fmean(one.moved for one in group), statistics.fmean(one.seconds for one in group),
-            statistics.fmean(one.gpu_seconds for one in group),
+            method, keep, arch, group[0].images, round(statistics.fmean(one.payload for one in group)),
+            round(statistics.fmean(one.tars for one in group)), len(group), statistics.fmean(top1), t_half_interval(top1),
+            over("random", arch, keep, method), over("dq", arch, keep, method), statistics.fmean(one.moved for one in group),
+            statistics.fmean(one.seconds for one in group), statistics.fmean(one.gpu_seconds for one in group),
         ))  # fmt: skip
     return found
 
@@ -99,6 +101,7 @@ HEADINGS = (
     "keep",
     "images",
     "payload",
+    "as tars",
     "top-1",
     "over random",
     "over DQ",
@@ -121,8 +124,9 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
         if links:
             top1 = f"[{top1}][{number}]"
         lines.append((
-            cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload), top1,
-            _difference(cell.over_random), _difference(cell.over_dq), f"{100 * cell.moved:.1f} %" if cell.moved else "",
+            cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload),
+            as_bytes(cell.tars), top1, _difference(cell.over_random), _difference(cell.over_dq),
+            f"{100 * cell.moved:.1f} %" if cell.moved else "",
             f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "", str(cell.seeds),
         ))  # fmt: skip
     empty = [i for i in range(len(HEADINGS)) if i > 1 and not any(line[i] for line in lines[1:])]

@@ -22,7 +22,7 @@ from ray_jobs.job import Job, opened
 from ray_jobs.loading import MEMORY_GB, Rows, how_to_hold, order_kind
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Data, Place, option
-from ray_jobs.payload import payload_bytes
+from ray_jobs.payload import payload_bytes, tar_bytes
 from ray_jobs.recorder import Recorder
 from ray_jobs.shard_reader import has_soft_labels
 from ray_jobs.stages import Manifest, Part, Stage
@@ -30,7 +30,7 @@ from ray_jobs.trainings import PART, Plan, Training, facts_of, train_and_test
 from ray_jobs.workers import CHECKPOINT_SECONDS, Group, run_group
 
 VERSION = 1  # of a training
-TABLE = 4  # of the table
+TABLE = 5  # of the table
 LABELS = ("hard", "soft", "both")
 
 
@@ -119,8 +119,8 @@ def evaluate(
         test: held-out images.
 
     Returns:
-        set, arch, seed, images, bytes (payload: of the container of the images and the labels that are trained on), top1,
-        train_loss; a row a training. Where a set is trained on both kinds of labels, its name says which.
+        set, arch, seed, images, bytes (payload: of the container of the images and the labels that are trained on), tar_bytes,
+        top1, train_loss; a row a training. Where a set is trained on both kinds of labels, its name says which.
 
     Raises:
         ValueError: classes that differ, images that cannot be decoded, soft labels that are asked for and missing or none,
@@ -208,7 +208,8 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
     side = options.image_size or input_side(test.side)
     trainings, test_how = [], {}
     for one in wanted:
-        payload = payload_bytes(one.index, one.rows.positions if one.rows else None, one.soft)
+        positions = one.rows.positions if one.rows else None
+        payload, tars = payload_bytes(one.index, positions, one.soft), tar_bytes(one.index, positions)
         for arch in options.archs(job.device):
             transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
             how, rows = _held(one, transform, options.memory, recipe.augment)
@@ -222,7 +223,7 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
                 inputs = {"train": one.index.manifest.content, "test": test.manifest.content}
                 inputs |= {"rows": rows.digest} if rows else {}
                 stage = Stage(job.store, "training", VERSION, inputs, config)
-                found = Training(one.name, replace(one.index), classifier, how, stage, rows, one.soft, payload)
+                found = Training(one.name, replace(one.index), classifier, how, stage, rows, one.soft, payload, tars)
                 trainings.append(found)
     return Plan(tuple(trainings), replace(test), test_how)
 
@@ -270,8 +271,8 @@ def finish(training: Training) -> dict:
         )
     return {
         "set": training.set, "arch": training.classifier.arch, "seed": training.classifier.seed,
-        "images": training.count, "bytes": training.payload, "top1": facts["top1"],
-        "train_loss": facts["losses"][-1],
+        "images": training.count, "bytes": training.payload, "tar_bytes": training.tars,
+        "top1": facts["top1"], "train_loss": facts["losses"][-1],
     }  # fmt: skip
 
 

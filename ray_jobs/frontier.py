@@ -66,9 +66,8 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
             held = [budget for budget in sizes if budget >= each[0].payload]
             if not held:
                 print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
-            tars = tar_bytes(own)
             for one in each if held else ():
-                spent = Spent(name, "", held[0], one.seed, one.images, one.payload, tars)
+                spent = Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars)
                 pairs.append((Wanted(spent.title, own, [one.seed]), spent))
         if not pairs:
             raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")

@@ -16,7 +16,7 @@ from ray_jobs.job import Job
 from ray_jobs.loading import Rows
 from ray_jobs.members import image_members
 from ray_jobs.options import Backbone, Data, Selection, option
-from ray_jobs.payload import payload_bytes
+from ray_jobs.payload import payload_bytes, tar_bytes
 from ray_jobs.seen import Sources, trained_epochs
 from ray_jobs.store import canonical_json, sha256
 
@@ -148,8 +148,8 @@ def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test
     check_paths(sets=place)
     index = ingest.run(job, replace(grid.data, data=(place,)), False, name)
     check_classes(name, index, test)
-    share, payload = index.images / source.images, payload_bytes(index)
-    return index, [Outcome(name, share, seed, 0, index.images, payload, 0.0, 0.0, 0.0) for seed in grid.seeds]
+    share, payload, tars = index.images / source.images, payload_bytes(index), tar_bytes(index)
+    return index, [Outcome(name, share, seed, 0, index.images, payload, tars, 0.0, 0.0, 0.0) for seed in grid.seeds]
 
 
 class Selected:
@@ -187,7 +187,7 @@ class Selected:
         spent["sample"] = float(manifest.stage.run_facts().get("seconds", 0.0))
         return rows, Outcome(
             variant.name, keep, seed, sources.backbone.feature_seed, len(positions), payload_bytes(self.index, positions),
-            manifest.summary["moved"], sum(spent.values()), sources.gpu_seconds(spent),
+            tar_bytes(self.index, positions), manifest.summary["moved"], sum(spent.values()), sources.gpu_seconds(spent),
         )  # fmt: skip
 
     def within(self, variant: Variant, budget: int, seed: int, soft: bool = False) -> tuple[Rows, Outcome]:

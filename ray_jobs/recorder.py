@@ -54,7 +54,9 @@ class Recorder:
         facts, index, test = facts_of(training), training.index, self.plan.test
         run = self.runs.pop(training.name, None) or self._child(training)
         run.metric_series((epoch, {"train_loss": loss}) for epoch, loss in enumerate(facts["losses"], 1))
-        run.metrics({"top1": facts["top1"], "images": training.count, "bytes": training.payload})
+        run.metrics({
+            "top1": facts["top1"], "images": training.count, "bytes": training.payload, "tar_bytes": training.tars,
+        })  # fmt: skip
         content = index.manifest.content if training.rows is None else training.rows.digest
         run.dataset(training.set, index.data.root, content, "train", training.count)
         run.dataset("test", test.data.root, test.manifest.content, "test", test.images)

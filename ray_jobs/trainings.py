@@ -34,6 +34,7 @@ class Training:
     rows: Rows | None = None  # all
     soft: bool = False  # trained on soft labels
     payload: int = 0  # bytes of the container of its images and the labels that are trained on
+    tars: int = 0  # bytes of its samples as tars
 
     @property
     def name(self) -> str:

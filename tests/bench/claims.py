@@ -24,7 +24,7 @@ def lines_of(name: str, folder: Path) -> list[dict]:
 
 
 def outcome(line: dict) -> Outcome:
-    return Outcome(**{key: line[key] for key in KEPT}, payload=0, gpu_seconds=0.0)
+    return Outcome(**{key: line[key] for key in KEPT}, payload=0, tars=0, gpu_seconds=0.0)
 
 
 def as_lines(found: list[Cell]) -> str:

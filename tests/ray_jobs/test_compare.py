@@ -66,6 +66,7 @@ def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(co
     files = {name: data for name, data in members(out).items() if name.endswith(".jpg")}
     labels = [int(members(out)[name.replace(".jpg", ".cls")]) for name in files]
     assert same["payload"] == found[0]["bytes"] == len(pack([*files.values()], ["jpg"] * 75, np.array(labels), CLASSES))
+    assert same["tars"] == found[0]["tar_bytes"] == sum(path.stat().st_size for path in out.glob("*.tar"))
 
 
 @pytest.mark.parametrize("method", ["random", "dq"])

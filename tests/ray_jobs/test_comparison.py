@@ -12,7 +12,21 @@ from ray_jobs.comparison_figures import accuracy_over_keep
 def outcome(method: str, seed: int, top1: float, keep: float = 0.1, **changes) -> Outcome:
     correct = np.zeros(10, dtype=bool)
     return Outcome(
-        method, keep, seed, 0, 100, 1000 + seed, 0.0, 2.0, 0.0, "net", top1, correct, f"{method}{seed}", **changes
+        method,
+        keep,
+        seed,
+        0,
+        100,
+        1000 + seed,
+        9000 + seed,
+        0.0,
+        2.0,
+        0.0,
+        "net",
+        top1,
+        correct,
+        f"{method}{seed}",
+        **changes,
     )
 
 
@@ -27,7 +41,10 @@ def test_differences_are_taken_seed_by_seed():
     assert math.isnan(random.over_random[0]) and random.over_dq[0] == pytest.approx(-0.05)
     text = as_table([random, dq], {(c.method, c.keep, c.arch): f"http://x/{c.method}" for c in (random, dq)})
     assert (
-        "[35.0 ± 24.8][2] |" in text and "\n[2]: http://x/dq" in text and "+5.0 ± 0.0" in text and " 1.0 kB |" in text
+        "[35.0 ± 24.8][2] |" in text
+        and "\n[2]: http://x/dq" in text
+        and "+5.0 ± 0.0" in text
+        and " 1.0 kB |  9.0 kB |" in text
     )
     assert "moved" not in text and "GPU" not in text  # columns with nothing in them
 

@@ -206,19 +206,20 @@ def test_the_cause_is_told_from_its_consequences():
 
 def test_the_interval_is_students():
     # Two values 0.7 and 0.8: sd 0.0707, standard error 0.05, published quantile 12.7062.
-    found = Accuracy("s", "a", 1, 1, (0.7, 0.8))
+    found = Accuracy("s", "a", 1, 1, 1, (0.7, 0.8))
     assert (found.mean, found.sd) == (pytest.approx(0.75), pytest.approx(math.sqrt(0.005)))
     assert found.half_interval == pytest.approx(12.7062 * 0.05, abs=1e-5)
-    assert math.isnan(Accuracy("s", "a", 1, 1, (0.7,)).sd)
+    assert math.isnan(Accuracy("s", "a", 1, 1, 1, (0.7,)).sd)
 
 
 def test_the_table_has_a_row_a_set_and_network():
     rows = [("dq", "a", 0, 0.7), ("dq", "a", 1, 0.8), ("dq", "b", 0, 0.5), ("full", "a", 0, 0.9)]
-    columns = [{"set": s, "arch": a, "seed": n, "images": 1000, "bytes": 2_500_000, "top1": t} for s, a, n, t in rows]
+    size = {"images": 1000, "bytes": 2_500_000, "tar_bytes": 3_000_000}
+    columns = [{"set": s, "arch": a, "seed": n, "top1": t} | size for s, a, n, t in rows]
     text = as_text(accuracies(pa.Table.from_pylist(columns))).splitlines()
     assert [[cell.strip() for cell in line.split("|")[1:-1]] for line in text[2:]] == [
-        ["dq", "a", "1,000", "2.50 MB", "75.00 %", "7.07", "11.47 to 138.53", "2"],
-        ["dq", "b", "1,000", "2.50 MB", "50.00 %", "-", "-", "1"],
-        ["full", "a", "1,000", "2.50 MB", "90.00 %", "-", "-", "1"],
+        ["dq", "a", "1,000", "2.50 MB", "3.00 MB", "75.00 %", "7.07", "11.47 to 138.53", "2"],
+        ["dq", "b", "1,000", "2.50 MB", "3.00 MB", "50.00 %", "-", "-", "1"],
+        ["full", "a", "1,000", "2.50 MB", "3.00 MB", "90.00 %", "-", "-", "1"],
     ]
     assert len({len(line) for line in text}) == 1

@@ -189,7 +189,7 @@ def test_soft_labels_train_as_the_tensors_themselves_do(job, soft, held_out):
 
 
 def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft, monkeypatch, capsys):
-    outcomes = [Outcome("own", 0.5, seed, 0, 45, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
+    outcomes = [Outcome("own", 0.5, seed, 0, 45, 0, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
     monkeypatch.setattr(compare, "further_set", lambda *_: (soft, outcomes))
     found = {}
     for labels in ("hard", "soft", "both"):
