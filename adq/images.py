@@ -5,7 +5,7 @@ import warnings
 from types import ModuleType
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 # Only raster formats that Pillow decodes by itself: some of its other plugins start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -42,7 +42,14 @@ def decode(data: bytes) -> Image.Image:
             image.load()
             return _rgb(_upright(image))
     except Exception as error:  # Pillow's plugins raise whatever their parsers do: struct.error, KeyError, zlib.error
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+        raise UndecodableImage(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """The same text for the same bytes: Pillow puts an address of memory into one of its messages."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"no image in a format that is read ({', '.join(FORMATS)})"
+    return f"{type(error).__name__}: {error}"
 
 
 def _patches() -> ModuleType:
@@ -92,7 +99,7 @@ def header_size(data: bytes) -> tuple[int, int]:
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.size
     except Exception as error:
-        raise UndecodableImage(f"{type(error).__name__}: {error}") from error
+        raise UndecodableImage(_reason(error)) from error
 
 
 def cut(

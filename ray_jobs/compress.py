@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from adq.sampling import kept
 from adq.shards import absolute, locate
 from palette.encodings import ORIGINAL
-from ray_jobs import bins, dynamics, encode, extract, ingest, saliency, sample, score, weights, write
+from ray_jobs import bins, decode, dynamics, encode, extract, ingest, saliency, sample, score, weights, write
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.encode import Storage
 from ray_jobs.ingest import Index
@@ -18,7 +18,7 @@ from ray_jobs.seen import extracts
 from ray_jobs.stages import Manifest
 from ray_jobs.store import canonical_json, sha256
 
-STAGES = ("ingest", "weights", "extract", "bins", "score", "dynamics", "sample", "write")
+STAGES = ("ingest", "decode", "weights", "extract", "bins", "score", "dynamics", "sample", "write")
 
 
 @dataclass(frozen=True)
@@ -43,9 +43,10 @@ class Compression:
     def needs(self) -> tuple[str, ...]:
         """The stages that this method needs."""
         needed = sample.needs(self.selection.method)
-        features = extracts(self.selection.method, self.backbone, self.data.skip_corrupt)
+        features = extracts(self.selection.method, self.backbone)
         asked = {
-            "weights": features or self.storage.needs_network, "extract": features, "bins": bool(needed & {"bins", "scores"}),
+            "decode": self.data.skip_corrupt and not features, "weights": features or self.storage.needs_network,
+            "extract": features, "bins": bool(needed & {"bins", "scores"}),
             "score": "scores" in needed, "dynamics": "dynamics" in needed,
         }  # fmt: skip
         return tuple(name for name in STAGES if asked.get(name, True))
@@ -77,6 +78,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         posixpath.basename(index.data.root) or "data", index.data.root, index.manifest.content, "source", index.images
     )
     done = {"ingest": index.manifest}
+    if "decode" in todo:
+        done["decode"] = decode.run(job, index)
     if "weights" in todo:
         extractor = weights.run(job, index, wanted.backbone)
         done["weights"] = extractor.manifest
@@ -95,7 +98,7 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         done["sample"] = sample.run(job, index, sample.Seen(
             done.get("bins"), done.get("score"), done.get("extract"), done.get("dynamics"),
             bins.own_embeddings(wanted.backbone.embeddings, index) if own else None,
-            extract.undecoded(done["extract"]) if wanted.data.skip_corrupt else (),
+            decode.undecoded(done.get("extract") or done["decode"]) if wanted.data.skip_corrupt else (),
         ), selection)  # fmt: skip
     if "write" in todo:
         done |= _written(job, index, done["sample"], wanted, extractor if "weights" in todo else None)

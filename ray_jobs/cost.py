@@ -40,7 +40,7 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         for arch in archs
     ]
     methods = {variant.selection.method for variant in variants}
-    features = any(extracts(method, grid.backbone, grid.data.skip_corrupt) for method in methods)
+    features = any(extracts(method, grid.backbone) for method in methods)
     watching = any("dynamics" in sample.needs(method) for method in methods)
     epochs = trained_epochs(grid.backbone, index) or 0
     if features or watching:

@@ -1,6 +1,5 @@
 """extract: the features of every image. A task is a shard; each image is decoded once."""
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -14,10 +13,11 @@ from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
 from adq.process import settle
-from adq.shards import DataSet, chunks, read_samples
+from adq.shards import DataSet, chunks
 from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.decode import encoded_images, errors
 from ray_jobs.frozen import network, shared_weights
-from ray_jobs.ingest import Index, full_key, undecodable
+from ray_jobs.ingest import Index, undecodable
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 
@@ -74,7 +74,8 @@ class FeatureActor:
         rows: list[tuple] = []
         failed: list[tuple[str, int, str]] = []
         # Batches are cut at fixed positions of the shard: images that cannot be decoded leave a gap, not a shift.
-        for batch in chunks(self._encoded(shard), self.plan.batch_size):
+        plan = self.plan
+        for batch in chunks(encoded_images(plan.data, shard, plan.image_ext, plan.key_prefix), plan.batch_size):
             images = list(self.threads.map(self._load, (data for _, data in batch)))
             good = [i for i, image in enumerate(images) if isinstance(image, torch.Tensor)]
             failed += [(batch[i][0], labels[batch[i][0]], images[i]) for i in range(len(batch)) if i not in set(good)]
@@ -93,11 +94,6 @@ class FeatureActor:
             )
         table = _table(rows, failed).replace_schema_metadata({"device": self.where})
         return self.plan.stage.commit_table(shard, table), len(failed), self.where
-
-    def _encoded(self, shard: str) -> Iterator[tuple[str, bytes]]:
-        for sample in read_samples(self.plan.data, shard, self.plan.image_ext):
-            name = next(ext for ext in self.plan.image_ext if ext in sample)
-            yield full_key(shard, sample["__key__"], self.plan.key_prefix), sample[name]
 
     def _load(self, data: bytes) -> torch.Tensor | str:
         try:
@@ -173,11 +169,11 @@ def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrup
                 f"warning: features come from different devices ({', '.join(sorted(devices))}); bytes will not repeat"
             )
         done = [parts[shard] for shard in index.data.shards]
-        return done, {"images": index.images, "undecodable": len(_errors(stage, done))}
+        return done, {"images": index.images, "undecodable": len(errors(stage, done))}
 
     manifest = job.stage(stage, work)
     if manifest.summary["undecodable"] and not skip_corrupt:
-        raise undecodable(_errors(manifest.stage, list(manifest.parts)), " (nothing is extracted again)")
+        raise undecodable(errors(manifest.stage, manifest.parts), " (nothing is extracted again)")
     return manifest
 
 
@@ -186,25 +182,4 @@ def _known(index: Index) -> dict[str, list[tuple[str, int]]]:
     out: dict[str, list[tuple[str, int]]] = {shard: [] for shard in index.data.shards}
     for key, label, shard in zip(*(table[c].to_pylist() for c in ("key", "label", "shard")), strict=True):
         out[shard].append((key, label))
-    return out
-
-
-def undecoded(manifest: Manifest) -> tuple[str, ...]:
-    """The keys of the images that could not be decoded."""
-    if not manifest.summary["undecodable"]:
-        return ()
-    return tuple(sorted(key for _, key, _ in _errors(manifest.stage, list(manifest.parts))))
-
-
-def _errors(stage: Stage, parts: list[Part]) -> list[tuple[str, str, str]]:
-    """(shard, key, reason) of every image that could not be decoded."""
-    out = []
-    for part in parts:
-        manifest = Manifest(stage, (part,), {}, "")
-        table = manifest.tables(["key", "error"])
-        out += [
-            (part.name, key, why)
-            for key, why in zip(table["key"].to_pylist(), table["error"].to_pylist(), strict=True)
-            if why
-        ]
     return out

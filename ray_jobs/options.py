@@ -32,7 +32,7 @@ class Data:
     key_prefix: str = option("none", "shard: put the shard's name before each key, where keys are unique per shard only.", ("none", "shard"))  # fmt: skip
     skip_corrupt: bool = option(
         False,
-        "Leave out images that cannot be decoded, instead of failing; to know them, every selection extracts features.",
+        "Leave out images that cannot be decoded, instead of failing: every method then chooses among the others.",
     )
 
     def __post_init__(self):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adq.models import SMALL
-from ray_jobs import bins, dynamics, extract, score, weights
+from ray_jobs import bins, decode, dynamics, extract, score, weights
 from ray_jobs.actors import pool_size
 from ray_jobs.ingest import Index
 from ray_jobs.options import Backbone, Selection
@@ -20,10 +20,10 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
 BIN_OPTIONS = ("bins", "scope", "normalize", "centre")
 
 
-def extracts(method: str, backbone: Backbone, skip_corrupt: bool) -> bool:
-    """Whether a method needs the stage extract: for features, or to choose among the images that can be decoded."""
+def extracts(method: str, backbone: Backbone) -> bool:
+    """Whether a method needs the stage extract."""
     wanted = needs(method)
-    return skip_corrupt or "scores" in wanted or ("embeddings" in wanted and not backbone.embeddings)
+    return "scores" in wanted or ("embeddings" in wanted and not backbone.embeddings)
 
 
 def trained_epochs(backbone: Backbone, index: Index) -> int | None:
@@ -65,7 +65,7 @@ class Sources:
             extract=self._extract() if self._extracts(selection) else None,
             dynamics=self._dynamics(watched) if "dynamics" in wanted else None,
             own=own,
-            undecoded=self._undecoded() if self.skip_corrupt else (),
+            undecoded=self._undecoded(selection) if self.skip_corrupt else (),
             held=self.held,
         )  # fmt: skip
 
@@ -75,6 +75,8 @@ class Sources:
         asked: list[object] = []
         if self._extracts(selection):
             asked += ["weights", "extract"]
+        elif self.skip_corrupt:
+            asked.append("decode")
         if wanted & {"bins", "scores"}:
             asked.append(self._bin_key(selection))
         if "scores" in wanted:
@@ -120,10 +122,16 @@ class Sources:
         return self._once("extract", lambda: extract.run(self.job, self.index, extractor, seed, self.skip_corrupt))
 
     def _extracts(self, selection: Selection) -> bool:
-        return extracts(selection.method, self.backbone, self.skip_corrupt)
+        return extracts(selection.method, self.backbone)
 
-    def _undecoded(self) -> tuple[str, ...]:
-        return self._once("undecoded", lambda: extract.undecoded(self._extract()))
+    def _undecoded(self, selection: Selection) -> tuple[str, ...]:
+        """The same whoever says so: features are of every image that can be decoded."""
+        said_by = (
+            self._extract()
+            if self._extracts(selection)
+            else self._once("decode", lambda: decode.run(self.job, self.index))
+        )
+        return self._once("undecoded", lambda: decode.undecoded(said_by))
 
     def _bins(self, selection: Selection) -> Manifest:
         features, own = self._extract() if self._extracts(selection) else None, self.backbone.embeddings

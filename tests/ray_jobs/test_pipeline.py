@@ -160,11 +160,22 @@ def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cl
     assert done["bins"].summary["images"] == 118
     broken = {samples[7][0], samples[90][0]}
     assert not broken & set(done["sample"].table("subset")["key"].to_pylist())
-    everything = {
-        "method": "random", "keep": 1.0, "weights": str(_weights(tmp_path)), "skip_corrupt": True,
-    }  # fmt: skip
-    kept = run([str(tmp_path / "*.tar")], store, tmp_path / "random", **everything)["sample"].table("subset")
-    assert set(kept["key"].to_pylist()) == {key for key, _, _ in samples} - broken
+    # A method that looks at no features does not wait for them to know which images are broken.
+    fresh, everything = (
+        tmp_path / "fresh",
+        {"method": "random", "keep": 1.0, "weights": "train:1", "skip_corrupt": True},
+    )
+    done = run([str(tmp_path / "*.tar")], fresh, tmp_path / "random", **everything)
+    assert set(done["sample"].table("subset")["key"].to_pylist()) == {key for key, _, _ in samples} - broken
+    assert done["decode"].summary == {"images": 120, "undecodable": 2}
+    assert not (fresh / "extract").exists() and not (fresh / "weights").exists()
+    reasons = {
+        path: [r["error"] for r in pq.read_table(path).to_pylist()] for path in (fresh / "decode").rglob("*.parquet")
+    }
+    for path in (store / "extract").rglob("parts/*.parquet"):
+        assert [r["error"] for r in pq.read_table(path).to_pylist()] in reasons.values(), (
+            "both say the same of every image"
+        )
 
 
 def _weights(folder: Path) -> Path:

@@ -1,5 +1,6 @@
 """What methods look at, and what that costs, without running a stage."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
@@ -14,19 +15,33 @@ from tests.ray_jobs.images import drawn, index_of
 
 
 @pytest.mark.parametrize(
-    ("method", "embeddings", "skip_corrupt", "expected"),
+    ("method", "embeddings", "expected"),
     [
-        ("random", None, False, False),
-        ("random", None, True, True),
-        ("el2n", None, False, False),
-        ("dq", None, False, True),
-        ("dq", "own.npy", False, False),
-        ("dq", "own.npy", True, True),
-        ("adq", "own.npy", False, True),
+        ("random", None, False),
+        ("el2n", None, False),
+        ("dq", None, True),
+        ("dq", "own.npy", False),
+        ("adq", "own.npy", True),
     ],
 )
-def test_features_are_extracted_where_a_method_or_the_images_ask_for_them(method, embeddings, skip_corrupt, expected):
-    assert extracts(method, Backbone(embeddings=embeddings), skip_corrupt) == expected
+def test_features_are_extracted_where_a_method_asks_for_them(method, embeddings, expected):
+    assert extracts(method, Backbone(embeddings=embeddings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"), [("random", ["decode"]), ("el2n", ["dynamics", "decode"]), ("dq", ["extract"])]
+)
+def test_images_are_decoded_for_their_own_sake_only_where_no_features_are_taken(index, monkeypatch, method, expected):
+    ran = []
+
+    def stage(name: str) -> Callable:
+        return lambda *_: ran.append(name) or SimpleNamespace(summary={"undecodable": 0})
+
+    for name in ("decode", "extract", "dynamics", "bins"):
+        monkeypatch.setattr(getattr(seen, name), "run", stage(name))
+    monkeypatch.setattr(Sources, "_weights", lambda _: None)
+    found = Sources(job("cpu"), index, Backbone(), skip_corrupt=True).seen(Selection(method=method), 0)
+    assert found.undecoded == () and [name for name in ran if name != "bins"] == expected
 
 
 def test_nothing_chooses_an_image_that_could_not_be_decoded(tmp_path):
