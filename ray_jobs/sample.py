@@ -34,6 +34,11 @@ def needs(method: str) -> frozenset[str]:
     return METHODS[method].needs | more
 
 
+def _looks_at(method: str) -> frozenset[str]:
+    """What is handed to a method: not the embeddings of which its bins were cut, unless it looks at them itself."""
+    return needs(method) - {"embeddings"} | (METHODS[method].needs if method in METHODS else frozenset())
+
+
 def reads(method: str) -> tuple[str, ...]:
     """The fields of Selection, other than the keep ratio and the seed, on which a method's choice hangs."""
     wanted = needs(method)
@@ -164,7 +169,7 @@ def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
         order = seen.bins.table("bins", ["key", "bin", "rank"])
         keys, bins, ranks = order["key"], order["bin"].to_numpy(), order["rank"].to_numpy()
         table = table.filter(pc.is_in(table["key"], value_set=keys.combine_chunks()))
-    if "embeddings" in wanted and method not in BY_BINS:
+    if "embeddings" in _looks_at(method):
         embeddings, keys = seen.embeddings()
         table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys)))
     if "dynamics" in wanted:

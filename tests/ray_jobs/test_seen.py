@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from types import SimpleNamespace
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from ray_jobs import sample, seen
@@ -52,6 +54,16 @@ def test_nothing_chooses_an_image_that_could_not_be_decoded(tmp_path):
     assert pool.labels.tolist() == [0, 1, 0, 1, 2, 0, 2]
     known = [Seen(undecoded=keys).contents("random") for keys in ((), broken, broken[:1])]
     assert known[0] == {} and known[1] != known[2], "another choice has another address"
+
+
+@pytest.mark.parametrize("method", ["dq", "adq", "adq-random-bins", "prefix"])
+def test_embeddings_stay_where_they_are_where_bins_are_enough(tmp_path, monkeypatch, method):
+    index = index_of({"a.tar": drawn(0, 9)}, tmp_path / "data")
+    cut = pa.table({"key": index.table()["key"], "bin": np.arange(9) % 3, "rank": np.arange(9)})
+    monkeypatch.setattr(Seen, "embeddings", lambda _: pytest.fail("read"))
+    _, pool = sample._pool(index, Seen(bins=SimpleNamespace(table=lambda *_: cut)), method)
+    assert pool.embeddings is None and pool.bins.tolist() == [0, 1, 2] * 3
+    assert {"embeddings", "bins"} <= sample._looks_at("support-points")
 
 
 @pytest.fixture
