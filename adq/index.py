@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import tarfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 from adq.file_heads import split
@@ -51,7 +51,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Labels:
-    """How labels are read: `cls` (a member that holds an integer or a class name) or `json:FIELD`."""
+    """How labels are read: `cls` (a member that holds an integer or a class name) or `json:FIELD`.
+
+    With `json:FIELD`, a sample without a .json member is read by its .cls: distilled images stand beside such data.
+    """
 
     source: str = "cls"
     classes: tuple[str, ...] | None = None
@@ -134,13 +137,16 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
     samples: list[Sample] = []
     sides: list[int] = []
     label: int | None = None
+    plain: bytes | None = None  # the .cls of a sample that may have no .json
     image: Parts | None = None
     end, current = 0, None
 
     def close() -> None:
-        nonlocal label, image
+        nonlocal label, plain, image
         if current is None:
             return
+        if label is None and plain is not None:
+            label = replace(labels, source="cls").parse(plain, f"{where}: key {current!r}")
         images = [m.name for m in groups[current] if m.name.rsplit(".", 1)[-1].lower() in image_ext]
         if label is None:
             raise ValueError(f"{where}: key {current!r} has no label (.{labels.extension} member); see --label")
@@ -149,7 +155,7 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
             raise ValueError(f"{where}: key {current!r} has {found}; expected one member of {','.join(image_ext)}; "
                              "see --image-ext")  # fmt: skip
         samples.append(Sample(current, label, tuple(groups[current]), image))
-        label = image = None
+        label = plain = image = None
 
     try:
         with tarfile.open(fileobj=stream, mode="r:") as tar:
@@ -178,6 +184,8 @@ def scan(stream: BinaryIO, size: int, where: str, labels: Labels, image_ext: tup
                 groups[key].append(Member(info.name, info.offset_data, info.size, hashlib.sha256(data).hexdigest()))
                 if ext == labels.extension:
                     label = labels.parse(data, f"{where}: key {key!r}")
+                elif ext == "cls":
+                    plain = data
                 if ext in image_ext:
                     image = Parts.of(data)
                     if len(sides) < SIZED_IMAGES:

@@ -9,6 +9,7 @@ import os
 import posixpath
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import islice
@@ -17,6 +18,9 @@ import braceexpand
 import pyarrow.fs as pafs
 
 REMOTE = ("s3://", "gs://")
+NEAR = 1 << 17  # bytes between two ranges that are read along
+LONGEST_READ = 1 << 23
+READERS = 8  # requests at once to an object store
 
 
 @dataclass(frozen=True)
@@ -204,13 +208,54 @@ def buffered(stream, size: int = 8 << 20) -> io.BufferedReader:
 
 
 def read_ranges(data: DataSet, shard: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
-    """The bytes at (offset, size) of a shard, and nothing else of it. Raises ValueError where the file is shorter."""
-    with open_file(join(data.root, shard)) as stream:
-        parts = [stream.read_at(size, offset) for offset, size in ranges]
-    for part, (offset, size) in zip(parts, ranges, strict=True):
-        if len(part) != size:
-            raise ValueError(f"{join(data.root, shard)}: ends before byte {offset + size}; it changed since ingest")
+    """The bytes at (offset, size) of a shard, in the order of the ranges; those that lie near one another are read together.
+
+    Raises:
+        ValueError: the file is shorter.
+    """
+    path = join(data.root, shard)
+    reads = _together(ranges)
+    with open_file(path) as stream:
+
+        def read(found: "_Read") -> bytes:
+            return stream.read_at(found.end - found.start, found.start)
+
+        if is_remote(path) and len(reads) > 1:
+            with ThreadPoolExecutor(READERS) as pool:
+                blocks = list(pool.map(read, reads))
+        else:
+            blocks = [read(found) for found in reads]
+    parts = [b""] * len(ranges)
+    for found, block in zip(reads, blocks, strict=True):
+        for number in found.ranges:
+            offset, size = ranges[number]
+            parts[number] = block[offset - found.start : offset - found.start + size]
+            if len(parts[number]) != size:
+                raise ValueError(f"{path}: ends before byte {offset + size}; it changed since ingest")
     return parts
+
+
+@dataclass
+class _Read:
+    """One request, and the ranges that it answers, by number."""
+
+    start: int
+    end: int
+    ranges: list[int]
+
+
+def _together(ranges: Sequence[tuple[int, int]]) -> list[_Read]:
+    """What is asked of a shard for these ranges: a request takes an object store as long as many bytes do."""
+    found: list[_Read] = []
+    for number in sorted(range(len(ranges)), key=ranges.__getitem__):
+        start, size = ranges[number]
+        last = found[-1] if found else None
+        if last and start - last.end <= NEAR and start + size - last.start <= LONGEST_READ:
+            last.end = max(last.end, start + size)
+            last.ranges.append(number)
+        else:
+            found.append(_Read(start, start + size, [number]))
+    return found
 
 
 def tar_bytes(members: Iterable[tuple[str, bytes]]) -> bytes:

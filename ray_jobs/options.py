@@ -27,7 +27,11 @@ class Data:
 
     data: tuple[str, ...] = option((), "Shards: brace patterns, globs, folders or files; local, s3:// or gs://. Several are one data set.", metavar="SHARDS")  # fmt: skip
     image_ext: str = option(",".join(EXTENSIONS), "Extensions that hold the image.", metavar="EXT,EXT")
-    label: str = option("cls", "Where the label is: cls, or json:FIELD.", metavar="cls|json:FIELD")
+    label: str = option(
+        "cls",
+        "Where the label is: cls, or json:FIELD (of a sample without a .json, its .cls).",
+        metavar="cls|json:FIELD",
+    )
     classes: str | None = option(None, "Class names, one a line, in label order. [default: classes.txt beside the shards]", metavar="FILE")  # fmt: skip
     key_prefix: str = option("none", "shard: put the shard's name before each key, where keys are unique per shard only.", ("none", "shard"))  # fmt: skip
     skip_corrupt: bool = option(

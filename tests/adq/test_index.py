@@ -296,6 +296,15 @@ def test_a_json_field_nested_or_not(field, value):
     assert found.samples[0].label == 1
 
 
+def test_a_sample_without_json_is_read_by_its_cls():
+    names = Labels("json:label", ("cat", "dog"))
+    both = [("c.jpg", JPEG), ("c.cls", b"0"), ("c.json", b'{"label": "dog"}')]
+    found = members([*with_json({"label": "dog"}), *sample("b", "cat"), *both], labels=names)
+    assert [one.label for one in found.samples] == [1, 0, 1], "where both are there, json counts"
+    refused(tar_bytes(sample("a", "cow")), "'a'", "'cow'", labels=names)
+    refused(tar_bytes([*both, ("d.jpg", JPEG)]), "'d'", "no label (.json member)", labels=names)
+
+
 @pytest.mark.parametrize(
     "value",
     [{}, {"a": 1}, {"a": {"c": 1}}, {"a": [1]}, [1], 1, None, b"", b"{broken", b"\xff\xff", b"[" * 100_000],

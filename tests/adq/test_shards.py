@@ -11,6 +11,7 @@ import boto3
 import pytest
 import webdataset
 
+from adq import shards
 from adq.shards import (
     DataSet,
     absolute,
@@ -185,6 +186,18 @@ def test_ranges_are_the_exact_bytes(tmp_path):
     assert found == [data[start : start + size] for start, size in ranges]
 
 
+def test_ranges_that_lie_near_one_another_are_one_request(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "NEAR", 10)
+    monkeypatch.setattr(shards, "LONGEST_READ", 60)
+    data = os.urandom(1000)
+    (tmp_path / "a.tar").write_bytes(data)
+    ranges = [(200, 30), (0, 20), (30, 20), (61, 0), (195, 2), (500, 100), (600, 1), (505, 5), (48, 4)]
+    asked = [(found.start, found.end, found.ranges) for found in shards._together(ranges)]
+    assert asked == [(0, 52, [1, 2, 8]), (61, 61, [3]), (195, 230, [4, 0]), (500, 600, [5, 7]), (600, 601, [6])]
+    found = read_ranges(DataSet(str(tmp_path), ("a.tar",)), "a.tar", ranges)
+    assert found == [data[start : start + size] for start, size in ranges]
+
+
 @pytest.mark.parametrize(("offset", "size"), [(90, 20), (100, 1), (200, 5)])
 def test_a_range_beyond_the_end_is_an_error_with_the_file(tmp_path, offset, size):
     (tmp_path / "a.tar").write_bytes(bytes(100))
@@ -250,11 +263,14 @@ def test_a_missing_shard_on_s3_is_named(bucket):
         open_file(f"{bucket}/in/train-3.tar")
 
 
-def test_reading_on_s3(bucket):
+def test_reading_on_s3(bucket, monkeypatch):
     data = locate([f"{bucket}/in/train-{{0,1}}.tar"])
     assert plain(read_samples(data, "train-0.tar")) == SAMPLES
     body = tar_bytes(MEMBERS[2:])
     ranges = [(512, 100), (0, 0), (len(body) - 7, 7)]
+    assert read_ranges(data, "train-1.tar", ranges) == [body[start : start + size] for start, size in ranges]
+    monkeypatch.setattr(shards, "NEAR", 0)  # many requests at once
+    ranges = [(start, 9) for start in range(len(body) - 9, -1, -97)]
     assert read_ranges(data, "train-1.tar", ranges) == [body[start : start + size] for start, size in ranges]
     with pytest.raises(ValueError, match=r"train-1\.tar"):
         read_ranges(data, "train-1.tar", [(len(body) - 7, 8)])
