@@ -16,6 +16,7 @@ from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
 from ray_jobs.compare import train_all
 from ray_jobs.cost import gpus_each
 from ray_jobs.evaluate import Evaluation, Wanted, check_classes, labelled, planned
+from ray_jobs.frozen import check_classes as check_network
 from ray_jobs.grid import Comparison, Grid, Selected, Variant, further_set
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
@@ -25,7 +26,8 @@ from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.relabel import relabelled
 from ray_jobs.store import canonical_json, sha256
-from ray_jobs.trainings import Plan, facts_of
+from ray_jobs.trainings import Plan, Training, facts_of
+from ray_jobs.weights import Extractor
 
 REAL, DISTILLED, RANDOM, PLAIN = "all real images", "distilled", "random, as many bytes", ", without augmentation"
 HARD = ", hard labels"  # of a set that is ranked by its soft ones
@@ -74,9 +76,12 @@ def run(
             raise ValueError(
                 f"{distilled}: {as_bytes(budget)} of payload, the real images have {as_bytes(whole)}: nothing to rank"
             )
+        teacher = weights.run(job, index, backbone) if soft else None
+        if teacher is not None:
+            check_network(teacher, index)
         selected = Selected(job, index, grid)
         chosen = [selected.within(Variant("random", grid.selection), budget, seed, soft) for seed in grid.seeds]
-        few = [*own_rows, *_random(job, index, [rows for rows, _ in chosen], grid, backbone if soft else None)]
+        few = [*own_rows, *_random(job, index, [rows for rows, _ in chosen], grid, teacher)]
         whole_rows = [Wanted(REAL, index, grid.seeds)]
         whole_rows += [Wanted(DISTILLED + HARD, own, grid.seeds)] if soft else []
         augmented = planned(job, [*whole_rows, *few], held_out, options)
@@ -88,21 +93,17 @@ def run(
             parents = {training.name: runs[training.classifier.arch] for training in plan.trainings}
             each = gpus_each(0.0, plan.trainings[0].classifier.transform.crop)
             train_all(job, plan, options.workers, each, parents)
-            found: dict[tuple[str, str], list[float]] = {}
+            found: dict[tuple[str, str], list[Training]] = {}
             for training in plan.trainings:
-                found.setdefault((training.set, training.classifier.arch), []).append(facts_of(training)["top1"])
-            mean = (round(fmean(getattr(one, name) for _, one in chosen)) for name in ("images", "payload"))
-            images = {REAL: (index.images, whole), DISTILLED: (own.images, budget), RANDOM: tuple(mean)}
-            images[DISTILLED + HARD] = own.images, payload_bytes(own)
-            _report(job, runs, found, images)
+                found.setdefault((training.set, training.classifier.arch), []).append(training)
+            _report(job, runs, found)
 
 
-def _random(job: Job, index: Index, chosen: list[Rows], grid: Grid, teacher: Backbone | None) -> list[Wanted]:
+def _random(job: Job, index: Index, chosen: list[Rows], grid: Grid, teacher: Extractor | None) -> list[Wanted]:
     """The random images of each seed; with a teacher, labelled by it."""
     if teacher is None:
         return [Wanted(RANDOM, index, [seed], rows) for seed, rows in zip(grid.seeds, chosen, strict=True)]
-    extractor = weights.run(job, index, teacher)
-    sets = [relabelled(job, index, extractor, rows) for rows in chosen]
+    sets = [relabelled(job, index, teacher, rows) for rows in chosen]
     return [Wanted(RANDOM, one, [seed], soft=True) for seed, one in zip(grid.seeds, sets, strict=True)]
 
 
@@ -118,20 +119,19 @@ def _runs(job: Job, plan: Plan) -> Iterator[dict[str, Run]]:
         yield runs
 
 
-def _report(
-    job: Job,
-    runs: Mapping[str, Run],
-    found: Mapping[tuple[str, str], list[float]],
-    images: Mapping[str, tuple[int, int]],
-) -> None:
-    lines = [("network", "set", "images", "payload", "top-1")]
+def _report(job: Job, runs: Mapping[str, Run], done: Mapping[tuple[str, str], list[Training]]) -> None:
+    lines = [("network", "set", "images", "payload", "as tars", "top-1")]
     told = []
-    for name, arch in found:
-        count, payload = images[name.removesuffix(PLAIN)]
+    found = {key: [facts_of(training)["top1"] for training in group] for key, group in done.items()}
+    for (name, arch), group in done.items():
+        count, payload, tars = (
+            round(fmean(getattr(one, size) for one in group)) for size in ("count", "payload", "tars")
+        )
         top1 = found[name, arch]
         half = t_half_interval(top1)
         spread = f" ± {100 * half:.1f}" if half == half else ""
-        lines.append((arch, name, f"{count:,}", as_bytes(payload), f"{100 * sum(top1) / len(top1):.1f}{spread}"))
+        size = (f"{count:,}", as_bytes(payload), as_bytes(tars))
+        lines.append((arch, name, *size, f"{100 * sum(top1) / len(top1):.1f}{spread}"))
     for arch in dict.fromkeys(arch for _, arch in found):
         real, distilled, random, distilled_plain, random_plain = (
             found[name, arch] for name in (REAL, DISTILLED, RANDOM, DISTILLED + PLAIN, RANDOM + PLAIN)

@@ -243,7 +243,12 @@ def test_a_teacher_labels_images_and_a_set_is_ranked_by_such_labels(compared, sh
         both = evaluate.evaluate(job, sets, held_out, replace(options, labels="both")).to_pylist()
     for name, kind in ((rank.DISTILLED + rank.HARD, "s, hard labels"), (rank.DISTILLED, "s, soft labels")):
         top1 = np.mean([row["top1"] for row in both if row["set"] == kind])
-        assert rows[name][5].split()[0] == f"{100 * top1:.1f}"
+        assert rows[name][6].split()[0] == f"{100 * top1:.1f}"
+    torch.save(build(NETWORK, 7, 32).state_dict(), compared / "seven.pt")
+    other, samples = replace(BACKBONE, weights=str(compared / "seven.pt")), set((compared / "runs/sample").iterdir())
+    with pytest.raises(ValueError, match="its weights know 7 classes and the data have 10"):
+        rank.run(str(small), data, test, replace(options, labels="soft", seeds=3), other, CPU, place)
+    assert set((compared / "runs/sample").iterdir()) == samples, "said before anything is chosen"
     with pytest.raises(ValueError, match=r"--labels soft: .* has none"):
         rank.run(f"{shards}/part-000003.tar", data, test, replace(options, labels="soft"), BACKBONE, CPU, place)
     with pytest.raises(ValueError, match="--labels both: a set is ranked by one kind"):
