@@ -21,7 +21,8 @@ from adq.prefix import check_depth, head
 
 FIRST, WIDENING = 0.6, 0.4
 DISTANCE_BITS = 24  # distances are multiples of 2^-24, so that their sums are exact
-BLOCK = 1024  # rows whose distances to all are held
+BLOCK = 1024  # rows whose distances to all are made at once
+KEPT_ROWS = 1 << 13  # up to so many rows (0.3 GB) all distances are kept, and none is made for each pick
 
 
 def depth_at(keep: float) -> float:
@@ -56,7 +57,13 @@ def support_points(pool: Pool, total: int, seed: int, depth: float | None = None
 
 def _nearest_to_all(rows: np.ndarray, count: int) -> np.ndarray:
     """The picks, int64 [count], of exact unit rows float64 [n, d]."""
-    to_all = np.concatenate([part.sum(axis=1) for part in _distances(rows, rows)])
+    kept = np.empty((len(rows), len(rows)), dtype=np.int32) if len(rows) <= KEPT_ROWS else None
+    to_all = np.zeros(len(rows), dtype=np.int64)
+    for number, part in enumerate(_distances(rows, rows)):
+        block = slice(number * BLOCK, number * BLOCK + len(part))
+        to_all[block] = part.sum(axis=1)
+        if kept is not None:
+            kept[block] = part
     to_picks, taken, picks = np.zeros(len(rows), dtype=np.int64), np.zeros(len(rows), dtype=bool), []
     for k in range(1, count + 1):
         # In whole numbers, times n: at most n k 2^25, below 2^63 for any class whose distances could be computed.
@@ -64,7 +71,10 @@ def _nearest_to_all(rows: np.ndarray, count: int) -> np.ndarray:
         values[taken] = np.iinfo(np.int64).max
         picks.append(int(values.argmin()))
         taken[picks[-1]] = True
-        to_picks += np.concatenate([part[:, 0] for part in _distances(rows, rows[picks[-1] :][:1])])
+        if kept is not None:
+            to_picks += kept[picks[-1]]  # the products are exact, so that rows are columns
+        else:
+            to_picks += np.concatenate([part[:, 0] for part in _distances(rows, rows[picks[-1] :][:1])])
     return np.array(picks)
 
 

@@ -73,6 +73,8 @@ def test_nothing_depends_on_blocks_scale_or_seed_and_ties_go_to_the_lowest_index
     assert (support_points(pool, 90, 5) == chosen).all()
     monkeypatch.setattr("adq.support_points.BLOCK", 7)
     assert (support_points(pool, 90, 0) == chosen).all()
+    monkeypatch.setattr("adq.support_points.KEPT_ROWS", 3)
+    assert (support_points(pool, 90, 0) == chosen).all(), "distances that are made anew for each pick"
     twins = np.repeat(np.random.default_rng(1).normal(size=(30, 5)).astype(np.float32), 4, axis=0)
     found = support_points(pool_of(twins, 1), 120, 0, 1.0)
     assert sorted(found.tolist()) == list(range(120))
