@@ -21,7 +21,7 @@ from ray_jobs.options import Backbone
 from ray_jobs.payload import compact_bytes, payload_bytes
 from ray_jobs.store import canonical_json, sha256
 
-SAMPLED = 1000  # images whose palettised container says how much less it takes than their files
+SAMPLED = 1000  # images whose containers say how much less indexed PNGs take there than their files
 
 
 class Copies:
@@ -74,16 +74,13 @@ class Copies:
         return payload_bytes(self.of(storage), self.rows(storage, positions))
 
     def guess(self, storage: Storage, positions: np.ndarray) -> int:
-        """The same, near enough and at once: palettised images are not coded for it."""
+        """The same, near enough and at once: of indexed PNGs, whoever made them, only some are coded for it, and once."""
         copy, name = self.of(storage), str(storage.encoding())
-        files = compact_bytes(copy, self.rows(storage, positions))
-        if storage.encoding().codec != "palette":
-            return files
         if name not in self._ratios:
             count = min(SAMPLED, copy.images)
             some = np.sort(numpy_generator(0, "palettised").choice(copy.images, count, replace=False))
             self._ratios[name] = payload_bytes(copy, some) / compact_bytes(copy, some)
-        return round(files * self._ratios[name])
+        return round(compact_bytes(copy, self.rows(storage, positions)) * self._ratios[name])
 
     def fitting(
         self, selected: Selected, variant: Variant, storage: Storage, budget: int, seed: int

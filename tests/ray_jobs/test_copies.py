@@ -8,9 +8,13 @@ from PIL import Image
 from palette.encodings import Encoding, encode
 from ray_jobs.copies import Copies
 from ray_jobs.encode import Storage
+from ray_jobs.evaluate import Evaluation
+from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.ingest import Index
-from ray_jobs.options import Backbone
+from ray_jobs.job import Job
+from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.payload import compact_bytes, payload_bytes
+from ray_jobs.store import Store
 from tests.ray_jobs.images import drawn, index_of
 
 STORAGE = Storage("palette:8")
@@ -61,3 +65,17 @@ def test_a_copy_of_several_sizes_has_a_payload(tmp_path):
         == copies.guess(STORAGE, np.arange(12))
         < compact_bytes(copy, np.arange(12))
     )
+
+
+def test_a_budget_is_filled_from_a_source_of_indexed_images_too(tmp_path):
+    index = index_of({"a.tar": palettised(drawn(0, 120))}, tmp_path / "a")
+    job = Job(Store(str(tmp_path / "runs")), None, Compute(), "cpu", None, None)
+    grid = Grid(Comparison(), Evaluation(seeds=1), Data(), Selection(), Backbone(), (), "")
+    copies, selected = Copies(job, index, Backbone()), Selected(job, index, grid)
+    random, budget = Variant.of("random", Selection()), payload_bytes(index, np.arange(120)) // 2
+    rows, payload = copies.fitting(selected, random, Storage(), budget, 0)
+    assert payload == payload_bytes(index, rows.positions)
+    assert 0.95 * budget < payload <= budget < 0.8 * compact_bytes(index, rows.positions)
+    # Few images take less than their files, too.
+    rows, payload = copies.fitting(selected, random, Storage(), compact_bytes(index, np.arange(3)) - 1, 0)
+    assert rows.images >= 3
