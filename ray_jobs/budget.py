@@ -8,6 +8,10 @@ UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9}
 CLOSE = 0.005  # of the budget that may be left over
 
 
+class DoesNotFit(ValueError):
+    """A budget that holds not even the smallest set."""
+
+
 def parse_bytes(text: str) -> int:
     """3MB, 300kB or 300000 as bytes; a kB is 1,000 of them. Raises ValueError."""
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMG]?B)?\s*", text)
@@ -44,7 +48,7 @@ def images_that_fit(
             one image more fits. first: the number to begin with, where it can be guessed: a good one saves calls.
 
     Raises:
-        ValueError: not even `least` images fit; says what they take.
+        DoesNotFit: not even `least` images do; says what they take.
     """
     known, least = {0: 0}, min(least, most)
     low, high = least - 1, most + 1  # low fits or is too few, high does not fit or is one too many
@@ -58,7 +62,7 @@ def images_that_fit(
         # A little below, so that the answer is approached from the side that fits.
         guess = _next(budget * (1 - close / 4), low, high, most, known)
     if low < least:
-        raise ValueError(f"{least:,} images take {known[least]:,} bytes: more than the budget of {budget:,}")
+        raise DoesNotFit(f"{least:,} images take {known[least]:,} bytes: more than the budget of {budget:,}")
     return low
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 from adq.randomness import numpy_generator
 from palette.encodings import ORIGINAL
 from ray_jobs import encode, saliency, weights
-from ray_jobs.budget import images_that_fit
+from ray_jobs.budget import DoesNotFit, images_that_fit
 from ray_jobs.encode import Storage
 from ray_jobs.grid import Selected, Variant
 from ray_jobs.ingest import Index
@@ -88,7 +88,7 @@ class Copies:
         """As many images of a method as fit into a budget, as rows of the copy, and their payload.
 
         Raises:
-            ValueError: not even one image a class fits.
+            DoesNotFit: not even one image a class does.
         """
         total, least = self.index.images, len(self.index.classes)
 
@@ -101,7 +101,7 @@ class Copies:
         )
         while (payload := self.payload(storage, (found := rows(count)).positions)) > budget:
             if count == least:
-                raise ValueError(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
+                raise DoesNotFit(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
             count = max(least, min(count - 1, int(count * budget / payload)))
         positions = self.rows(storage, found.positions)
         sizes = image_members(self.of(storage)).image_bytes

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 
 from ray_jobs import encode, ingest, weights
-from ray_jobs.budget import parse_budgets
+from ray_jobs.budget import DoesNotFit, parse_budgets
 from ray_jobs.compare import train_all
 from ray_jobs.copies import Copies
 from ray_jobs.cost import gpus_each, of_trainings
@@ -112,7 +112,7 @@ def _spendings(
     for variant in grid.variants:
         try:
             fits = [(seed, *copies.fitting(selected, variant, storage, budget, seed)) for seed in grid.seeds]
-        except ValueError as error:
+        except DoesNotFit as error:
             print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
             continue
         for seed, rows, payload in fits:
