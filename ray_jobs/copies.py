@@ -1,7 +1,8 @@
 """A data set in several encodings, each made once, and the payload of any part of a copy: what budgets are spent on."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import pyarrow.compute as pc
 
 from adq.randomness import numpy_generator
 from palette.encodings import ORIGINAL
-from ray_jobs import encode, saliency, weights
+from ray_jobs import decode, encode, saliency, weights
 from ray_jobs.budget import DoesNotFit, images_that_fit
 from ray_jobs.encode import Storage
 from ray_jobs.grid import Selected, Variant
@@ -60,6 +61,12 @@ class Copies:
         done = encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
         return encode.encoded_index(job, index, encoding, out, done.parts)
 
+    @cached_property
+    def readable(self) -> np.ndarray:
+        """Rows of the source that can be stored: all, or, with `skip_corrupt`, those that can be decoded."""
+        lost = decode.undecoded(decode.run(self.job, self.index)) if self.skip_corrupt else ()
+        return np.flatnonzero(~pc.is_in(self.index.table()["key"], value_set=pa.array(lost, pa.string())).to_numpy())
+
     def rows(self, storage: Storage, positions: np.ndarray) -> np.ndarray:
         """Rows of the source as rows of a copy; those that it left out have none."""
         copy = self.of(storage)
@@ -68,6 +75,13 @@ class Copies:
         keys = self.index.table()["key"].take(pa.array(positions))
         found = pc.index_in(keys, value_set=copy.table()["key"].combine_chunks())
         return found.drop_null().to_numpy().astype(np.int64)
+
+    def part(self, storage: Storage, positions: np.ndarray) -> Rows:
+        """Some images as rows of a copy."""
+        rows, copy = self.rows(storage, positions), self.of(storage)
+        keys = copy.table()["key"].take(pa.array(rows)).to_pylist()
+        sizes = image_members(copy).image_bytes
+        return Rows(rows, sha256(canonical_json(keys)), int(sizes[rows].sum()))
 
     def payload(self, storage: Storage, positions: np.ndarray) -> int:
         """Bytes of the containers of some images."""
@@ -103,6 +117,4 @@ class Copies:
             if count == least:
                 raise DoesNotFit(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
             count = max(least, min(count - 1, int(count * budget / payload)))
-        positions = self.rows(storage, found.positions)
-        sizes = image_members(self.of(storage)).image_bytes
-        return replace(found, positions=positions, image_bytes=int(sizes[positions].sum())), payload
+        return self.part(storage, found.positions), payload

@@ -8,8 +8,6 @@ import contextlib
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 
-import numpy as np
-
 from ray_jobs import encode, ingest, weights
 from ray_jobs.budget import DoesNotFit, parse_budgets
 from ray_jobs.compare import train_all
@@ -56,7 +54,8 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
         check_classes("--data", index, test)
         job.run.params(asdict(budgets) | {"methods": grid.comparison.methods, "seeds": grid.evaluation.seeds})
-        copies, selected = Copies(job, index, grid.backbone), Selected(job, index, grid)
+        copies = Copies(job, index, grid.backbone, skip_corrupt=grid.data.skip_corrupt)
+        selected = Selected(job, index, grid)
         copies.check(storages)
         pairs = [
             pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
@@ -103,12 +102,14 @@ def _spendings(
 ) -> Iterator[tuple[Wanted, Spent]]:
     """Every set of an encoding in a budget; where everything fits, methods have nothing to choose, and there is one set."""
     copy, encoding = copies.of(storage), str(storage.encoding())
-    whole = np.arange(copy.images)
-    if copies.guess(storage, whole) <= budget and (payload := copies.payload(storage, whole)) <= budget:
-        for seed in grid.seeds:
-            spent = Spent(ALL, encoding, budget, seed, copy.images, payload, tar_bytes(copy))
-            yield Wanted(spent.title, copy, [seed]), spent
-        return
+    if copies.guess(storage, copies.readable) <= budget:
+        payload, whole = copies.payload(storage, copies.readable), copies.part(storage, copies.readable)
+        if payload <= budget:
+            rows = whole if whole.images < copy.images else None
+            for seed in grid.seeds:
+                spent = Spent(ALL, encoding, budget, seed, whole.images, payload, tar_bytes(copy, whole.positions))
+                yield Wanted(spent.title, copy, [seed], rows), spent
+            return
     for variant in grid.variants:
         try:
             fits = [(seed, *copies.fitting(selected, variant, storage, budget, seed)) for seed in grid.seeds]

@@ -44,7 +44,7 @@ def compare(comparison, evaluation, data, selection, backbone, compute, place, t
 )
 @options(
     Budgets, Comparison, Evaluation, Data, Selection, Backbone, Compute, Place,
-    without=("keep", "without_controls", "method", "seed", "labels", "skip_corrupt"),
+    without=("keep", "without_controls", "method", "seed", "labels"),
 )  # fmt: skip
 def frontier(budgets, comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Accuracy over bytes: what a budget buys, for every way to spend it."""

@@ -1,10 +1,15 @@
-"""What a frontier asks for, and what it leaves out, without a cluster."""
+"""What a frontier asks for, and what it leaves out."""
 
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from adq.container import pack
+from palette.encodings import Encoding, encode
+from ray_jobs import __main__ as cli
 from ray_jobs.copies import Copies
 from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Evaluation
@@ -15,7 +20,29 @@ from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.store import Store
-from tests.ray_jobs.images import drawn, index_of
+from tests.ray_jobs.images import CLASSES, drawn, index_of
+
+NETWORK = "convnet-d3-w8"
+
+
+def asked(folder: Path, *more: object) -> list[str]:
+    """The command on drawn images, the fifth of which is damaged."""
+    samples = drawn(0, 30)
+    samples[4] = (samples[4][0], samples[4][1][:100], samples[4][2])
+    for name, part in (("data", samples), ("test", drawn(0, 12, "test"))):
+        index_of({"a.tar": part}, folder / name)
+        (folder / name / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    command = [
+        "frontier", "--data", folder / "data/a.tar", "--test", folder / "test/a.tar", "--out", folder / "out",
+        "--store", folder / "runs", "--actors", "1", "--arch", NETWORK, "--steps", "2", "--seeds", "1", *more,
+    ]  # fmt: skip
+    return [str(part) for part in command]
+
+
+def run(folder: Path, *more: object) -> str:
+    done = CliRunner().invoke(cli.main, asked(folder, *more), catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 @pytest.fixture
@@ -51,3 +78,19 @@ def test_what_does_not_fit_is_left_out_with_a_warning(index, tmp_path, capsys):
 def test_what_is_wrong_is_not_what_does_not_fit(index, tmp_path, methods, rows, message):
     with pytest.raises(ValueError, match=message):
         spent(tmp_path, index, methods, 10_000, np.ones((rows, 4), np.float32))
+
+
+def test_images_that_cannot_be_decoded_are_left_out_of_every_set(cluster, tmp_path):
+    encodings = ("--encodings", "original,webp:50", "--methods", "random", "--skip-corrupt")
+    run(tmp_path, "--budgets", "5kB,1GB", *encodings)
+    found = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
+    assert all(4500 < row["payload"] <= 5000 for row in found if row["budget"] == 5000)
+    good = [(data, label) for n, (_, data, label) in enumerate(drawn(0, 30)) if n != 4]
+    for encoding in ("original", "webp:50"):
+        (whole,) = (row for row in found if row["encoding"] == encoding and row["budget"] == 10**9)
+        assert (whole["method"], whole["images"]) == ("all images", 29)
+        made = encode([("png", data) for data, _ in good], Encoding.parse(encoding))
+        labels = np.array([label for _, label in good])
+        assert whole["payload"] == len(
+            pack([one.data for one in made], [one.extension for one in made], labels, CLASSES)
+        )
