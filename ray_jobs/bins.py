@@ -98,6 +98,12 @@ def embeddings_by_key(extract: Manifest | None, own: tuple | None) -> tuple[np.n
     return rows, keys, labels
 
 
+def check(index: Index, selection: Selection) -> None:
+    """Raises ValueError where there are more bins than images."""
+    if index.images < selection.bins:
+        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+
+
 def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
     """Cut the data set into bins, or find it done.
 
@@ -106,8 +112,7 @@ def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection
         embeddings: the user's own, in place of the extracted ones.
     """
     own = own_embeddings(embeddings, index) if embeddings else None
-    if index.images < selection.bins:
-        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    check(index, selection)
     inputs = {"embeddings": own[3]} if own else {}
     if extract is not None:
         inputs["extract"] = extract.content

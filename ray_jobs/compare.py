@@ -44,7 +44,8 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
         for share in shares:
             kept(share, index.images)
         check_classes("--data", index, test)
-        check_parts(job, index, shares, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
+        parts = {f"keep {share:g}": share for share in shares}
+        check_parts(job, index, parts, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
         if any("dynamics" in needs(variant.selection.method) for variant in variants):
             dynamics.check(job, index, grid.backbone)
         options = {

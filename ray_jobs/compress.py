@@ -72,8 +72,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         kept(selection.keep, index.images)
     if "dynamics" in todo:
         dynamics.check(job, index, wanted.backbone)
-    if "bins" in wanted.needs() and index.images < selection.bins:
-        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    if "bins" in wanted.needs():
+        bins.check(index, selection)
     job.run.dataset(
         posixpath.basename(index.data.root) or "data", index.data.root, index.manifest.content, "source", index.images
     )

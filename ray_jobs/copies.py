@@ -39,7 +39,14 @@ class Copies:
         self._ratios: dict[str, float] = {}
 
     def check(self, storages: Sequence[Storage]) -> None:
-        """What can be known before hours are spent. Raises ValueError: the backbone knows other classes than the data."""
+        """What can be known before hours are spent.
+
+        Raises:
+            ValueError: members beside images that have the names of files to be made; the backbone knows other classes than the
+                data.
+        """
+        for storage in storages:
+            self._check_names(storage)
         if any(storage.needs_network for storage in storages):
             saliency.check(weights.run(self.job, self.index, self.backbone), self.index)
 
@@ -52,7 +59,7 @@ class Copies:
 
     def _make(self, storage: Storage) -> Index:
         job, index, ranked, encoding = self.job, self.index, None, storage.encoding()
-        check_names(index, encoding.extensions, f"--encodings {encoding}")
+        self._check_names(storage)
         if storage.needs_network:
             ranked = saliency.run(job, index, weights.run(job, index, self.backbone), encoding.resize)
         seed = self.seed if encoding.patches and storage.saliency == "random" else 0
@@ -60,6 +67,10 @@ class Copies:
         out = job.store.path(f"encoded/{sha256(canonical_json(inputs))[:16]}")
         done = encode.run(job, index, storage, out, ranked, seed, self.skip_corrupt)
         return encode.encoded_index(job, index, encoding, out, done.parts)
+
+    def _check_names(self, storage: Storage) -> None:
+        encoding = storage.encoding()
+        check_names(self.index, encoding.extensions, f"--encodings {encoding}")
 
     @cached_property
     def readable(self) -> np.ndarray:

@@ -228,21 +228,24 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
     return Plan(tuple(trainings), replace(test), test_how)
 
 
-def check_parts(job: Job, index: Index, shares: Iterable[float], options: Evaluation, side: int) -> None:
-    """What can be known of parts of a set before they are chosen.
+def check_parts(job: Job, index: Index, parts: Mapping[str, float], options: Evaluation, side: int) -> None:
+    """What can be known of trainings on parts of a set before these are chosen.
+
+    Args:
+        parts: their shares of the images, by their names.
 
     Raises:
-        ValueError: one would not fit into `options.memory`; the cluster cannot hold the workers.
+        ValueError: one would not fit into `options.memory`; the cluster cannot hold the workers; a network is unknown, or cannot
+            take images of this side.
     """
     if options.workers > 1:
         Group(options.workers, job.compute.threads, job.device, index.manifest.stage).check()
-    for share in shares:
-        rows = Rows(np.arange(round(share * index.images)), "", int(share * index.image_bytes))
-        for arch in options.archs(job.device):
-            recipe = options.recipe_for(arch, side)
-            _held(
-                Wanted(f"keep {share:g}", index, (), rows), input_transform(arch, side), options.memory, recipe.augment
-            )
+    for arch in options.archs(job.device):
+        transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
+        Classifier(arch, len(index.classes), options.width, transform, recipe, 0).build()
+        for name, share in parts.items():
+            rows = Rows(np.arange(round(share * index.images)), "", int(share * index.image_bytes))
+            _held(Wanted(name, index, (), rows), transform, options.memory, recipe.augment)
 
 
 def _held(wanted: Wanted, transform: InputTransform, memory: float, augment: str) -> tuple[str, Rows | None]:

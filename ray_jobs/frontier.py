@@ -5,23 +5,29 @@ Pairs share draw, initial weights and order of batches as in `compare`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from ray_jobs import encode, ingest, weights
-from ray_jobs.budget import DoesNotFit, parse_budgets
+import numpy as np
+
+from palette.encodings import ORIGINAL
+from ray_jobs import bins, dynamics, encode, ingest, weights
+from ray_jobs.budget import DoesNotFit, as_budget, parse_budgets
+from ray_jobs.classifier import input_side
 from ray_jobs.compare import train_all
 from ray_jobs.copies import Copies
 from ray_jobs.cost import gpus_each, of_trainings
 from ray_jobs.encode import Storage
-from ray_jobs.evaluate import Wanted, check_classes, planned
+from ray_jobs.evaluate import Wanted, check_classes, check_parts, planned
 from ray_jobs.frontier_report import Point, Spent, points, report
 from ray_jobs.frontier_rule import ALL, settings
 from ray_jobs.grid import Grid, Selected, further_set
+from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place, option
 from ray_jobs.payload import tar_bytes
+from ray_jobs.sample import needs
 from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.trainings import Plan, correct_of, facts_of
 
@@ -47,6 +53,7 @@ class Budgets:
 def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
     """The command: encode, choose, train, and write the table, the figure and every run to --out."""
     sizes, storages = parse_budgets(budgets.budgets or ""), budgets.storages()
+    sets = grid.named_sets
     store = Store.at(grid.out)
     store.check_writable()
     with opened(place, compute, "frontier", [asdict(budgets), grid.identity()]) as job:
@@ -56,18 +63,21 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         job.run.params(asdict(budgets) | {"methods": grid.comparison.methods, "seeds": grid.evaluation.seeds})
         copies = Copies(job, index, grid.backbone, skip_corrupt=grid.data.skip_corrupt)
         selected = Selected(job, index, grid)
-        copies.check(storages)
-        pairs = [
-            pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
-        ]  # fmt: skip
-        for name, shards in grid.named_sets.items():
+        _check(job, index, test, grid, copies, storages, sizes)
+        further = []
+        for name, shards in sets.items():
             own, each = further_set(job, name, shards, grid, index, test)
             held = [budget for budget in sizes if budget >= each[0].payload]
             if not held:
                 print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
             for one in each if held else ():
                 spent = Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars)
-                pairs.append((Wanted(spent.title, own, [one.seed]), spent))
+                further.append((Wanted(spent.title, own, [one.seed]), spent))
+        copies.check(storages)
+        pairs = [
+            pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
+        ]  # fmt: skip
+        pairs += further
         if not pairs:
             raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")
         selected.release()
@@ -95,6 +105,30 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
             weights=weights.origin(index, grid.backbone),
         )
         report(job, store, done, found, test, settings(budgets.saliency, grid.selection, backbone))
+
+
+def _check(
+    job: Job, index: Index, test: Index, grid: Grid, copies: Copies, storages: Sequence[Storage], sizes: Sequence[int]
+) -> None:
+    """What can be known before anything is encoded; what sets of other encodings take in a worker's memory is not.
+
+    Raises:
+        ValueError: of methods, their --embeddings and --bins, of networks, workers and --memory: what cannot be.
+    """
+    needed = {variant: needs(variant.selection.method) for variant in grid.variants}
+    if grid.backbone.embeddings and any("embeddings" in each for each in needed.values()):
+        bins.own_embeddings(grid.backbone.embeddings, index)
+    for variant, each in needed.items():
+        if each & {"bins", "scores"}:
+            bins.check(index, variant.selection)
+    if any("dynamics" in each for each in needed.values()):
+        dynamics.check(job, index, grid.backbone)
+    parts = {}
+    for storage in storages:
+        if storage.encoding() == ORIGINAL:
+            whole = copies.guess(storage, np.arange(index.images))
+            parts = {f"{as_budget(budget)} of {storage.encode}": budget / whole for budget in sizes if budget < whole}
+    check_parts(job, index, parts, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
 
 
 def _spendings(

@@ -25,22 +25,25 @@ from tests.ray_jobs.images import CLASSES, drawn, index_of
 NETWORK = "convnet-d3-w8"
 
 
-def asked(folder: Path, *more: object) -> list[str]:
-    """The command on drawn images, the fifth of which is damaged."""
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A store, and drawn images, the fifth of which is damaged."""
+    folder = tmp_path_factory.mktemp("frontier")
     samples = drawn(0, 30)
     samples[4] = (samples[4][0], samples[4][1][:100], samples[4][2])
     for name, part in (("data", samples), ("test", drawn(0, 12, "test"))):
         index_of({"a.tar": part}, folder / name)
         (folder / name / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    return folder
+
+
+def run(place: Path, *more: object) -> str:
     command = [
-        "frontier", "--data", folder / "data/a.tar", "--test", folder / "test/a.tar", "--out", folder / "out",
-        "--store", folder / "runs", "--actors", "1", "--arch", NETWORK, "--steps", "2", "--seeds", "1", *more,
+        "frontier", "--data", place / "data/a.tar", "--test", place / "test/a.tar", "--out", place / "out",
+        "--store", place / "runs", "--actors", "1", "--arch", NETWORK, "--steps", "2", "--seeds", "1",
+        "--encodings", "original,webp:50", "--methods", "random", *more,
     ]  # fmt: skip
-    return [str(part) for part in command]
-
-
-def run(folder: Path, *more: object) -> str:
-    done = CliRunner().invoke(cli.main, asked(folder, *more), catch_exceptions=False)
+    done = CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     return done.output
 
@@ -80,10 +83,27 @@ def test_what_is_wrong_is_not_what_does_not_fit(index, tmp_path, methods, rows, 
         spent(tmp_path, index, methods, 10_000, np.ones((rows, 4), np.float32))
 
 
-def test_images_that_cannot_be_decoded_are_left_out_of_every_set(cluster, tmp_path):
-    encodings = ("--encodings", "original,webp:50", "--methods", "random", "--skip-corrupt")
-    run(tmp_path, "--budgets", "5kB,1GB", *encodings)
-    found = pq.read_table(tmp_path / "out" / "runs.parquet").to_pylist()
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--methods", "random,hearding"), "--method hearding: expected one of adq"),
+        (("--methods", "dq:bins=31"), "30 images cannot fill 31 bins"),
+        (("--arch", f"{NETWORK},resnet19"), "unknown architecture 'resnet19'"),
+        (("--workers", "4"), "4 training workers of 1 threads need 4 CPUs"),
+        (("--memory", "0.000004"), r"5 kB of original: .* do not fit into --memory 4e-06"),
+        (("--sets", "own=/nowhere/*.tar"), "/nowhere"),
+        (("--sets", "random=/nowhere"), "each with a name of its own"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_encoded(cluster, place, wrong, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(place, "--store", place / "nothing", "--budgets", "5kB", *wrong)
+    assert not (place / "nothing" / "encoded").exists()
+
+
+def test_images_that_cannot_be_decoded_are_left_out_of_every_set(cluster, place):
+    run(place, "--budgets", "5kB,1GB", "--skip-corrupt")
+    found = pq.read_table(place / "out" / "runs.parquet").to_pylist()
     assert all(4500 < row["payload"] <= 5000 for row in found if row["budget"] == 5000)
     good = [(data, label) for n, (_, data, label) in enumerate(drawn(0, 30)) if n != 4]
     for encoding in ("original", "webp:50"):
