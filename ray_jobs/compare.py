@@ -9,16 +9,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 
 from adq.sampling import kept
-from palette.export import SOFT
 from ray_jobs import dynamics, ingest
 from ray_jobs.classifier import input_side
 from ray_jobs.comparison import Cell, Outcome, cells, report
 from ray_jobs.cost import estimate, gpus_each, of_trainings
 from ray_jobs.evaluate import Wanted, check_classes, check_parts, finish, labelled, planned
-from ray_jobs.grid import Grid, Selected, further_set
+from ray_jobs.grid import Grid, Selected, further_set, warn_of_soft_labels
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
-from ray_jobs.members import member_bytes
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
 from ray_jobs.packing import pack
@@ -99,11 +97,8 @@ def _further(
 ) -> list[tuple[Wanted, list[Outcome]]]:
     """A set of --sets and its outcomes; with both kinds of labels twice, where it has soft ones."""
     own, each = further_set(job, name, shards, grid, source, test)
-    if grid.evaluation.labels == "hard" and member_bytes(own, SOFT).any():
-        print(
-            f"warning: {name} has soft labels, which are left unused; --labels soft, or both, trains on them",
-            flush=True,
-        )
+    if grid.evaluation.labels == "hard":
+        warn_of_soft_labels(name, own)
     found = []
     for one in labelled(Wanted(name, own, grid.seeds), grid.evaluation.labels):
         payload = payload_bytes(own, soft=one.soft)

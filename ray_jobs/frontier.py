@@ -21,7 +21,7 @@ from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Wanted, check_classes, check_parts, planned
 from ray_jobs.frontier_report import Point, Spent, points, report
 from ray_jobs.frontier_rule import ALL, settings
-from ray_jobs.grid import Grid, Selected, further_set
+from ray_jobs.grid import Grid, Selected, further_set, warn_of_soft_labels
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
@@ -64,15 +64,9 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         copies = Copies(job, index, grid.backbone, skip_corrupt=grid.data.skip_corrupt)
         selected = Selected(job, index, grid)
         _check(job, index, test, grid, copies, storages, sizes)
-        further = []
-        for name, shards in sets.items():
-            own, each = further_set(job, name, shards, grid, index, test)
-            held = [budget for budget in sizes if budget >= each[0].payload]
-            if not held:
-                print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
-            for one in each if held else ():
-                spent = Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars)
-                further.append((Wanted(spent.title, own, [one.seed]), spent))
+        further = [
+            row for name, shards in sets.items() for row in _further(job, name, shards, grid, index, test, sizes)
+        ]
         copies.check(storages)
         pairs = [
             pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
@@ -129,6 +123,20 @@ def _check(
             whole = copies.guess(storage, np.arange(index.images))
             parts = {f"{as_budget(budget)} of {storage.encode}": budget / whole for budget in sizes if budget < whole}
     check_parts(job, index, parts, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
+
+
+def _further(
+    job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index, sizes: Sequence[int]
+) -> list[tuple[Wanted, Spent]]:
+    """A set of --sets, in the smallest budget that holds it; on hard labels, which are all that its payload counts."""
+    own, each = further_set(job, name, shards, grid, source, test)
+    held = [budget for budget in sizes if budget >= each[0].payload]
+    if not held:
+        print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
+        return []
+    warn_of_soft_labels(name, own)
+    rows = [Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars) for one in each]
+    return [(Wanted(spent.title, own, [spent.seed]), spent) for spent in rows]
 
 
 def _spendings(

@@ -6,6 +6,7 @@ from functools import cached_property
 import pyarrow.compute as pc
 
 from adq.controls import CONTROLS
+from palette.export import SOFT
 from ray_jobs import ingest, sample
 from ray_jobs.budget import images_that_fit
 from ray_jobs.cluster import check_paths
@@ -14,7 +15,7 @@ from ray_jobs.evaluate import Evaluation, check_classes
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import Rows
-from ray_jobs.members import image_members
+from ray_jobs.members import image_members, member_bytes
 from ray_jobs.options import Backbone, Data, Selection, option
 from ray_jobs.payload import payload_bytes, tar_bytes
 from ray_jobs.seen import Sources, trained_epochs
@@ -150,6 +151,15 @@ def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test
     check_classes(name, index, test)
     share, payload, tars = index.images / source.images, payload_bytes(index), tar_bytes(index)
     return index, [Outcome(name, share, seed, 0, index.images, payload, tars, 0.0, 0.0, 0.0) for seed in grid.seeds]
+
+
+def warn_of_soft_labels(name: str, index: Index) -> None:
+    """Where a set that is trained on hard labels has soft ones."""
+    if member_bytes(index, SOFT).any():
+        print(
+            f"warning: {name} has soft labels, which are left unused; compare --labels soft, or both, trains on them",
+            flush=True,
+        )
 
 
 class Selected:

@@ -11,7 +11,7 @@ import torch
 from adq.container import pack
 from adq.images import decode
 from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
-from ray_jobs import compare, streaming
+from ray_jobs import compare, frontier, streaming
 from ray_jobs.comparison import Outcome
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
 from ray_jobs.grid import Comparison, Grid
@@ -210,3 +210,13 @@ def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft,
     alone = Grid(Comparison(), Evaluation(labels="soft"), Data(), Selection(), Backbone(), (), "")
     with pytest.raises(ValueError, match="--labels soft: is for --sets alone"):
         compare.run(alone, Compute(), Place())
+
+
+def test_a_frontier_says_where_it_leaves_soft_labels_unused(soft, held_out, monkeypatch, capsys):
+    grid = Grid(Comparison(), Evaluation(seeds=2), Data(), Selection(), Backbone(), (), "")
+    outcomes = [Outcome("own", 0.5, seed, 0, 45, 100, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
+    for index in (soft, held_out):
+        monkeypatch.setattr(frontier, "further_set", lambda *_, index=index: (index, outcomes))
+        rows = frontier._further(None, "own", "shards", grid, soft, held_out, [99, 100, 101])
+        assert [(one.soft, spent.budget, spent.seed) for one, spent in rows] == [(False, 100, 0), (False, 100, 1)]
+        assert ("own has soft labels, which are left unused" in capsys.readouterr().out) == (index is soft)
