@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -24,6 +24,17 @@ OF_BACKBONE = tuple(f.name for f in fields(Backbone) if f.name != "train_workers
 SETTINGS = ("saliency", *OF_SELECTION, *OF_BACKBONE)
 
 
+class Choice(NamedTuple):
+    """What a budget is spent on."""
+
+    method: str
+    encoding: str
+    mean: float  # share of test images that it is expected to reach
+    budget: int  # what is spent: the wanted budget, or a smaller one where more was reached
+    set: str = ""  # of --sets, that reached more still in the wanted budget, and cannot be repeated
+    set_mean: float = math.nan
+
+
 @dataclass(frozen=True)
 class Rule:
     """What spendings reached, and under which settings: options of `frontier` and of `compress`, by name."""
@@ -31,31 +42,41 @@ class Rule:
     settings: Mapping[str, object]
     points: Sequence[Mapping]
 
-    def spend(self, budget: int) -> tuple[str, str, float]:
-        """Method, encoding and accuracy of the best spending at a budget.
+    def spend(self, wanted: int) -> Choice:
+        """The best spending at a budget, or, where that reached more, at a smaller one that was measured.
 
         Accuracies are interpolated along the logarithm of the budget. Above its range, a spending is worth what it was at its
         largest budget; below, nothing is known of it. Where everything fitted, that belongs to `random`. Of several networks the
-        mean counts; sets that were made elsewhere are left out.
+        mean counts; sets that were made elsewhere are left out, and the best of them is named.
 
         Raises:
             ValueError: no spending there.
         """
         lines: dict[tuple[str, str], dict[int, list[float]]] = {}
+        sets: dict[str, list[float]] = {}
         for point in self.points:
-            if point["encoding"]:
+            if not point["encoding"]:
+                if point["payload"] <= wanted:
+                    sets.setdefault(point["method"], []).append(point["mean"])
+            else:
                 method = "random" if point["method"] == ALL else point["method"]
                 lines.setdefault((method, point["encoding"]), {}).setdefault(point["budget"], []).append(point["mean"])
         if not lines:
             raise ValueError("the frontier has no spending that could be repeated")
-        budget = max(budget, min(min(line) for line in lines.values()))
+        budget = max(wanted, min(min(line) for line in lines.values()))
         reached = {}
         for name, line in lines.items():
             known = sorted(line)
+            means = [float(np.mean(line[at])) for at in known]
+            reached |= {(at, *name): mean for at, mean in zip(known, means, strict=True) if at < budget}
             if known[0] <= budget:
-                reached[name] = float(np.interp(math.log(budget), np.log(known), [np.mean(line[at]) for at in known]))
-        (method, encoding), mean = max(reached.items(), key=lambda item: (item[1], item[0]))
-        return method, encoding, mean
+                reached[budget, *name] = float(np.interp(math.log(budget), np.log(known), means))
+        (spent, method, encoding), mean = max(reached.items(), key=lambda item: (item[1], item[0]))
+        choice = Choice(method, encoding, mean, min(spent, wanted))
+        best = max(sets, key=lambda name: np.mean(sets[name]), default="")
+        if best and (set_mean := float(np.mean(sets[best]))) > mean:
+            return choice._replace(set=best, set_mean=set_mean)
+        return choice
 
     def settle(
         self, storage: Storage, selection: Selection, backbone: Backbone, given: Collection[str]

@@ -1,5 +1,6 @@
-"""What a frontier asks for, and what it leaves out."""
+"""What a frontier asks for, what it leaves out, and how `compress` spends what it says."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ray_jobs.encode import Storage
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.frontier import _spendings
 from ray_jobs.frontier_report import Spent
+from ray_jobs.frontier_rule import RULE, settings
 from ray_jobs.grid import Comparison, Grid, Selected
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
@@ -99,6 +101,24 @@ def test_what_cannot_be_is_said_before_anything_is_encoded(cluster, place, wrong
     with pytest.raises((ValueError, OSError), match=message):
         run(place, "--store", place / "nothing", "--budgets", "5kB", *wrong)
     assert not (place / "nothing" / "encoded").exists()
+
+
+def test_no_more_is_spent_than_pays(cluster, place, tmp_path):
+    point = {"arch": "a", "method": "random", "encoding": "original", "images": 1, "seeds": 1}
+    points = [
+        point | {"budget": budget, "payload": budget, "mean": mean} for budget, mean in ((12_000, 0.5), (24_000, 0.4))
+    ]
+    points += [points[0] | {"method": "own", "encoding": "", "mean": 0.6}]
+    told = {"settings": settings("random", Selection(), Backbone()), "points": points}
+    (tmp_path / RULE).write_text(json.dumps(told))
+    command = [
+        "compress", "--data", place / "test/a.tar", "--store", place / "runs", "--actors", "1", "--budget", "24kB",
+        "--frontier", tmp_path, "--out", tmp_path / "out",
+    ]  # fmt: skip
+    done = CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
+    assert "in 12 kB, which is all that is spent" in done.output and "own of --sets reached 60.0 %" in done.output
+    summary = Store.at(str(tmp_path / "out")).read_json(".tessera/manifest.json")["summary"]
+    assert 9000 < summary["payload_bytes"] <= 12_000
 
 
 def test_images_that_cannot_be_decoded_are_left_out_of_every_set(cluster, place):

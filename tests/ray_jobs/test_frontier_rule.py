@@ -28,9 +28,10 @@ def test_the_rule_interpolates_between_budgets_and_leaves_other_sets_out():
     ]
 
     def best_spending(points: list[dict], budget: int) -> tuple[str, str, float]:
-        return Rule({}, points).spend(budget)
+        return Rule({}, points).spend(budget)[:3]
 
-    rule.append({"arch": "convnet-d3", "budget": 100_000, "method": "distilled", "encoding": "", "mean": 0.9})
+    distilled = {"arch": "convnet-d3", "budget": 100_000, "method": "distilled", "encoding": "", "mean": 0.9}
+    rule.append(distilled | {"payload": 79_000})
     assert best_spending(rule, 100_000) == ("random", "webp:20", pytest.approx(0.42))
     assert best_spending(rule, 10) == ("random", "webp:20", pytest.approx(0.42))
     assert best_spending(rule, 10**9) == ("random", "original", pytest.approx(0.71))
@@ -47,6 +48,49 @@ def test_the_rule_interpolates_between_budgets_and_leaves_other_sets_out():
         best_spending(rule[-1:], 100)
 
 
+def test_a_smaller_budget_that_reached_more_is_what_is_spent():
+    rule = Rule({}, [
+        {"arch": "a", "budget": budget, "method": method, "encoding": "original", "mean": mean}
+        for method, budget, mean in (("random", 1000, 0.5), ("random", 9000, 0.4), ("dq", 3000, 0.45), ("dq", 9000, 0.45))
+    ])  # fmt: skip
+    assert [rule.spend(budget)[:4] for budget in (500, 1000, 2000, 9000, 10_000)] == [
+        ("random", "original", 0.5, spent) for spent in (500, 1000, 1000, 1000, 1000)
+    ]
+    equal = Rule({}, [point for point in rule.points if point["method"] == "dq"])
+    assert [equal.spend(budget).budget for budget in (3000, 5000, 20_000)] == [3000, 5000, 20_000]
+
+
+def test_a_set_that_reached_more_is_named_where_the_budget_holds_it():
+    known = {"arch": "a", "budget": 1000, "method": "random", "encoding": "original", "mean": 0.5, "payload": 990}
+    own = {"arch": "a", "budget": 3000, "method": "own", "encoding": "", "mean": 0.6, "payload": 1500}
+    rule = Rule({}, [known, own, own | {"method": "worse", "mean": 0.55, "payload": 1100}])
+    told = {budget: rule.spend(budget) for budget in (1000, 1100, 2000)}
+    assert [(one.method, one.set) for one in told.values()] == [("random", ""), ("random", "worse"), ("random", "own")]
+    assert told[2000].set_mean == 0.6
+    assert not Rule({}, [known, own | {"mean": 0.5}]).spend(2000).set
+
+
+@pytest.mark.parametrize(
+    ("given", "warned"), [((), True), (("--method", "adq"), False), (("--encode", "webp:20"), False)]
+)
+def test_a_budget_that_nothing_says_how_to_spend_is_warned_of(tmp_path, given, warned):
+    (tmp_path / "file").write_text("no folder")
+    command = [
+        "compress",
+        "--data",
+        "x.tar",
+        "--out",
+        str(tmp_path / "o"),
+        "--budget",
+        "3MB",
+        "--store",
+        str(tmp_path / "file"),
+    ]
+    done = CliRunner().invoke(cli.main, [*command, *given])
+    assert done.exit_code == 1 and isinstance(done.exception, OSError)
+    assert ("warning: nothing was learned, so 3MB are spent on adq as original" in done.output) == warned
+
+
 def written(folder: Path) -> str:
     (folder / RULE).write_bytes(rule_bytes(THERE, points(runs())))
     return str(folder)
@@ -56,7 +100,8 @@ def test_a_spending_is_repeated_with_the_settings_that_it_was_measured_with(tmp_
     place = written(tmp_path)
     assert len(read_rule(place).points) == 6
     asked = Compression(Data(("x.tar",)), Backbone(train_workers=2), Selection(seed=7, keep=0.2), "out", Storage())
-    found, variant = learned(asked, place, 100_000, given=set())
+    found, variant, spent = learned(asked, place, 100_000, given=set())
+    assert spent == 100_000
     assert found.storage == Storage("webp:20", "random")
     assert variant.selection == Selection("random", 0.2, "global", alpha=0.3, seed=7)
     assert found.backbone == Backbone("convnet-d3-w32", "train:5", feature_seed=100, train_workers=2)
@@ -69,7 +114,7 @@ def test_what_the_user_gives_wins_over_the_frontier_and_is_told(tmp_path, capsys
     asked = Compression(
         Data(("x.tar",)), backbone, Selection(alpha=0.3, scope="class"), "out", Storage(saliency="grad-cam")
     )
-    found, variant = learned(
+    found, variant, _ = learned(
         asked, place, 100_000, {"backbone", "weights", "alpha", "scope", "saliency", "data", "seed"}
     )
     assert found.backbone == Backbone("convnet-d3-w64", "train:5", feature_seed=100)
