@@ -17,7 +17,7 @@ from adq.shards import DataSet, chunks
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.decode import encoded_images, errors
 from ray_jobs.frozen import network, shared_weights
-from ray_jobs.ingest import Index, undecodable
+from ray_jobs.ingest import SKIP, Index, undecodable
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 
@@ -173,7 +173,7 @@ def run(job: "Job", index: Index, extractor: "Extractor", seed: int, skip_corrup
 
     manifest = job.stage(stage, work)
     if manifest.summary["undecodable"] and not skip_corrupt:
-        raise undecodable(errors(manifest.stage, manifest.parts), " (nothing is extracted again)")
+        raise undecodable(errors(manifest.stage, manifest.parts), f"{SKIP} (nothing is extracted again)")
     return manifest
 
 

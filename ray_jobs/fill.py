@@ -18,13 +18,14 @@ from adq import patches
 from adq.fill import FILLERS, fill
 from adq.mae import MAE
 from adq.mae_weights import from_bytes
+from adq.patches import Patches
 from adq.process import settle
 from adq.reconstruction import reconstruct
-from adq.shards import DataSet, absolute, chunks, file_info, open_file, read_samples, tar_bytes
+from adq.shards import DataSet, absolute, chunks, file_info, join, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import check_paths, probe
-from ray_jobs.ingest import Index
+from ray_jobs.ingest import COPY, Index, full_key, undecodable
 from ray_jobs.job import opened
 from ray_jobs.members import check_names
 from ray_jobs.options import Compute, Data, Place, option
@@ -61,6 +62,7 @@ class Plan:
 
     stage: Stage
     data: DataSet
+    key_prefix: str
     filler: str
     device: str
     batch_size: int
@@ -80,29 +82,48 @@ class Filler:
         if weights and self.model is None:
             self.model = from_bytes(ray.get(weights[0]), "--mae").to(self.plan.device).eval()
 
-    def work(self, weights: list, shard: str) -> Part:
+    def work(self, weights: list, shard: str, images: int) -> Part:
+        """The shard with whole images.
+
+        Args:
+            images: how many the index has of it.
+
+        Raises:
+            ValueError: containers of patches that cannot be read; the shard changed since ingest.
+        """
         self.ready(weights)
         members: list[tuple[str, bytes]] = []
+        errors: list[tuple[str, str, str]] = []
         count = 0
         for batch in chunks(read_samples(self.plan.data, shard), self.plan.batch_size):
-            whole = self._whole([sample.get("patches", b"") for sample in batch])
-            for sample, made in zip(batch, whole, strict=True):
+            kept = [_kept(sample.get("patches")) for sample in batch]
+            errors += [
+                (shard, full_key(shard, sample["__key__"], self.plan.key_prefix), str(one))
+                for sample, one in zip(batch, kept, strict=True) if isinstance(one, ValueError)
+            ]  # fmt: skip
+            if errors:  # the rest of the shard is looked at for more, and not filled
+                continue
+            for sample, made in zip(batch, self._whole(kept), strict=True):
                 rest = {e: d for e, d in sample.items() if not e.startswith("__") and (e != "patches" or not made)}
                 rest = ({"png": made} if made else {}) | rest
                 members += [(f"{sample['__key__']}.{extension}", data) for extension, data in rest.items()]
                 count += 1
+        if errors:
+            raise undecodable(errors, COPY)
+        if count != images:
+            raise ValueError(f"{join(self.plan.data.root, shard)}: changed since ingest; run again to ingest it anew")
         return self.plan.stage.commit(shard.removesuffix(".tar"), tar_bytes(members), count, "tar")
 
-    def _whole(self, files: list[bytes]) -> list[bytes]:
-        """PNGs of the files that are patches, images of one size together; b"" for others."""
-        out = [b""] * len(files)
+    def _whole(self, kept: list[Patches | None]) -> list[bytes]:
+        """PNGs of those that are patches, images of one size together; b"" for others."""
+        out = [b""] * len(kept)
         groups: dict[tuple, list[int]] = defaultdict(list)
-        found = {i: patches.decode(data) for i, data in enumerate(files) if data}
-        for i, one in found.items():
-            groups[one.pixels.shape].append(i)
+        for i, one in enumerate(kept):
+            if one is not None:
+                groups[one.pixels.shape].append(i)
         for members in groups.values():
-            pixels = torch.from_numpy(np.stack([found[i].pixels for i in members]))
-            known = torch.from_numpy(np.stack([found[i].known for i in members]))
+            pixels = torch.from_numpy(np.stack([kept[i].pixels for i in members]))
+            known = torch.from_numpy(np.stack([kept[i].known for i in members]))
             for i, image in zip(members, self._filled(pixels, known), strict=True):
                 buffer = io.BytesIO()
                 Image.fromarray(image.numpy()).save(buffer, "PNG", compress_level=1)
@@ -113,6 +134,14 @@ class Filler:
         if self.model is not None:
             return reconstruct(self.model, pixels, known, self.plan.device)
         return fill(pixels, known, self.plan.filler)
+
+
+def _kept(data: bytes | None) -> Patches | ValueError | None:
+    """The kept patches of a container, or what is wrong with it; None where there is none."""
+    try:
+        return None if data is None else patches.decode(data)
+    except ValueError as error:
+        return error
 
 
 def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
@@ -151,9 +180,12 @@ def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
             progress.add(part.rows)
 
         if missing:
-            plan = Plan(stage, index.data, filling.filler, job.device, compute.batch_size, compute.threads)
+            plan = Plan(
+                stage, index.data, index.key_prefix, filling.filler, job.device, compute.batch_size, compute.threads
+            )
             size = pool_size(job.cluster, compute, job.device, len(missing))
-            map_actors(Filler, (plan,), [(s,) for s in missing], size, compute, job.device, on_done, weights or None)
+            tasks = [(shard, counts[shard]) for shard in missing]
+            map_actors(Filler, (plan,), tasks, size, compute, job.device, on_done, weights or None)
         shards = [parts[shard.removesuffix(".tar")] for shard in counts]
         classes = stage.commit("classes", "".join(f"{n}\n" for n in index.classes).encode(), len(index.classes), "txt")
         # What it costs is what is stored: the patches, not this cache of them.

@@ -23,6 +23,8 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.options import Data
 
 VERSION = 3
+SKIP = "leave them out with --skip-corrupt"
+COPY = "make shards without them: encode --encode original --skip-corrupt"  # of a command that leaves out nothing
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
 SCHEMA = pa.schema([
     ("key", pa.string()), ("label", pa.int32()), ("shard", pa.string()), ("members", pa.list_(MEMBER)),
@@ -105,14 +107,16 @@ def full_key(shard: str, key: str, key_prefix: str) -> str:
     return f"{shard.removesuffix('.tar').replace('.', '_')}/{key}" if key_prefix == "shard" else key
 
 
-def undecodable(errors: list[tuple[str, str, str]], note: str = "") -> ValueError:
-    """What to raise for images that cannot be decoded: (shard, key, reason) of each."""
+def undecodable(errors: list[tuple[str, str, str]], instead: str = SKIP) -> ValueError:
+    """What to raise for images that cannot be decoded: (shard, key, reason) of each.
+
+    Args:
+        instead: what can be done with them, besides mending them.
+    """
     listed = "\n  ".join(f"{shard}: key {key!r}: {why}" for shard, key, why in errors[:20])
     more = f"\n  and {len(errors) - 20} more" if len(errors) > 20 else ""
     count = f"{len(errors)} images" if len(errors) > 1 else "1 image"
-    return ValueError(
-        f"{count} cannot be decoded:\n  {listed}{more}\nmend them and run again, or leave them out with --skip-corrupt{note}"
-    )
+    return ValueError(f"{count} cannot be decoded:\n  {listed}{more}\nmend them and run again, or {instead}")
 
 
 def as_table(found: ShardScan, shard: str, key_prefix: str) -> pa.Table:

@@ -20,7 +20,7 @@ from ray_jobs import encode, ingest, weights, write
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
 from ray_jobs.frozen import Frozen, shared_weights
-from ray_jobs.ingest import Index, undecodable
+from ray_jobs.ingest import COPY, Index, undecodable
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import Rows
 from ray_jobs.members import Row, read_members
@@ -70,7 +70,7 @@ class Teacher(Frozen):
         if bad := [
             (row[1], row[0], str(one)) for row, one in zip(rows, tried, strict=True) if isinstance(one, Exception)
         ]:
-            raise undecodable(bad)
+            raise undecodable(bad, COPY)
         members = []
         for (key, _, own), soft in zip(rows, self.soft_labels(torch.stack(tried)), strict=True):
             names = [one["name"] for one in own if not one["name"].lower().endswith(f".{SOFT}")]  # its old one goes

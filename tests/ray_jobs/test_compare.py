@@ -260,5 +260,5 @@ def test_images_that_a_teacher_cannot_see_are_named(compared, shards, tmp_path):
     write_shard(tmp_path / "a.tar", [*samples, ("bad", b"no image", 4)])
     (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
     data, place = Data(data=(f"{shards}/part-*[012].tar",)), Place(store=str(compared / "runs"))
-    with pytest.raises(ValueError, match=r"a\.tar: key 'bad'"):
+    with pytest.raises(ValueError, match=r"a\.tar: key 'bad'(.|\n)*or make shards without them"):
         relabel.run((str(tmp_path / "a.tar"),), data, BACKBONE, CPU, place, str(tmp_path / "out"))
