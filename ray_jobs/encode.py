@@ -133,6 +133,9 @@ class Encoder:
         self, keys: list[str], files: list[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
     ) -> list[Encoded | UndecodableImage]:
         try:
+            if self.plan.encoding == ORIGINAL and self.plan.skip_corrupt:
+                for _, data in files:
+                    decode(data)  # as `encode` does of any other
             return encode(files, self.plan.encoding, self._saliency(keys, files, ranked))
         except UndecodableImage:
             errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
@@ -175,7 +178,7 @@ def run(
     Args:
         scores: of `ray_jobs.saliency`, where `Storage.needs_network`.
         seed: of random saliency.
-        skip_corrupt: leave out images that cannot be decoded.
+        skip_corrupt: leave out images that cannot be decoded. Without it, `original` decodes none, and copies them.
 
     Raises:
         ValueError: the folder holds something else; the source changed since ingest; images that cannot be decoded; members
@@ -185,6 +188,8 @@ def run(
     encoding = storage.encoding()
     check_names(index, encoding.extensions, f"--encode {encoding}")
     config = {"encode": str(encoding)} | ({"saliency": storage.saliency, "seed": seed} if encoding.patches else {})
+    if encoding == ORIGINAL and skip_corrupt:  # any other finds them in either case
+        config["decoded"] = True
     inputs = {"index": index.manifest.content} | ({"saliency": scores.content} if scores else {})
     stage = Output(Store.at(out), "encode", VERSION, inputs, config)
     stage.claim()
@@ -293,10 +298,14 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
         s = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt).summary
         job.run.metrics(s)
         anew = f"{s['images'] - s['kept']:,} of {s['images']:,} images are stored anew"
-        if s["kept"]:
+        if storage.encoding() == ORIGINAL:
+            anew = "all as they were"
+        elif s["kept"]:
             anew += f"; {s['kept']:,} gain nothing and stay as they were (median side {s['kept_side']:,} px)"
+        if s["undecodable"]:
+            anew += f"; {s['undecodable']:,} that cannot be decoded are left out"
         job.report(
             f"{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
             f"({s['payload_bytes'] / s['source_payload_bytes']:.1%} of the source), {as_bytes(s['tar_bytes'])} as tars\n"
-            f"{anew if storage.encoding() != ORIGINAL else 'all as they were'}\nshards   {absolute(out)}"
+            f"{anew}\nshards   {absolute(out)}"
         )

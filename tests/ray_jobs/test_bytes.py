@@ -306,6 +306,15 @@ def test_damaged_images_are_named_or_left_out(place, tmp_path):
     assert sorted(path.name for path in (tmp_path / "o").glob("*.tar")) == ["a.tar"]
     good = {key for key, _, _ in samples} - {"damaged"}
     assert set(files(tmp_path / "o")) == good
+    copy = ("encode", "--data", data, "--encode", "original", "--out")
+    run(place, *copy, tmp_path / "copied")
+    assert set(files(tmp_path / "copied")) == {*good, "damaged", "last"}, "as they are, nothing is decoded"
+    with pytest.raises(ValueError, match="another command"):
+        run(place, *copy, tmp_path / "copied", "--skip-corrupt")
+    told = run(place, *copy, tmp_path / "sound", "--skip-corrupt")
+    assert "all as they were; 2 that cannot be decoded are left out\n" in told
+    assert files(tmp_path / "sound") == {key: s for key, s in files(tmp_path / "copied").items() if key in good}
+    assert Store.at(str(tmp_path / "sound")).read_json(".tessera/manifest.json")["summary"]["undecodable"] == 2
     spend = ("compress", "--data", data, "--method", "random", "--encode", "webp:20", "--budget", "1MB")
     run(place, *spend, "--skip-corrupt", "--out", tmp_path / "all")
     assert set(files(tmp_path / "all")) == good
