@@ -2,22 +2,19 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import pyarrow as pa
 
-from adq.images import UndecodableImage, decode, header_size
-from adq.patches import fits, grid
-from adq.saliency import fill_error, random_saliency
-from adq.shards import DataSet, absolute, chunks, join, read_samples, tar_bytes
-from palette.encodings import ORIGINAL, Encoded, Encoding, encode, resized
+from adq.shards import absolute, join
+from palette.encodings import ORIGINAL, Encoding
 from ray_jobs import ingest, saliency, weights, write
 from ray_jobs.accuracy import as_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
-from ray_jobs.ingest import Index, full_key, undecodable
+from ray_jobs.encoder import ENCODED, Encoder, Plan
+from ray_jobs.ingest import Index, undecodable
 from ray_jobs.job import Job, opened
 from ray_jobs.members import check_names
 from ray_jobs.options import Backbone, Compute, Data, Place, option
@@ -29,14 +26,6 @@ from ray_jobs.write import Output
 
 VERSION = 5
 SALIENCY = ("grad-cam", "fill-error", "random")
-BATCH = 256  # images that are encoded together
-ENCODED = ".tessera/encoded/"  # before a shard's name: what became of its images
-SCHEMA = pa.schema([
-    ("key", pa.string()), ("label", pa.int64()), ("bytes_before", pa.int64()), ("extension", pa.string()),
-    ("bytes", pa.int64()),
-    ("kept_side", pa.int32()),  # shorter side in pixels of an image that was to be stored anew, and stays as it was
-    ("error", pa.string()),
-])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,105 +57,6 @@ class Storage:
     def needs_network(self) -> bool:
         """Whether a network must have ranked the patches."""
         return self.encoding().patches > 0 and self.saliency == "grad-cam"
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What an actor must know."""
-
-    stage: Stage
-    data: DataSet
-    image_ext: tuple[str, ...]
-    key_prefix: str
-    classes: tuple[str, ...]
-    encoding: Encoding
-    saliency: str
-    seed: int  # of random saliency
-    skip_corrupt: bool
-
-
-class Encoder:
-    """An actor that encodes the images of a shard."""
-
-    def __init__(self, plan: Plan):
-        self.plan = plan
-
-    def ready(self, _shared: list) -> None:
-        """Nothing to load."""
-
-    def work(
-        self, _shared: list, shard: str, labels: Mapping[str, int], ranked: Mapping[str, np.ndarray]
-    ) -> list[Part]:
-        """The encoded shard, if an image of it could be decoded, and what became of each image.
-
-        Args:
-            labels: by key. ranked: the saliency of each image's patches, where a network gave it.
-        """
-        members: list[tuple[str, bytes]] = []
-        rows: list[tuple] = []
-        for batch in chunks(read_samples(self.plan.data, shard), BATCH):
-            keys = [full_key(shard, sample["__key__"], self.plan.key_prefix) for sample in batch]
-            files = [next((e, sample[e]) for e in self.plan.image_ext if e in sample) for sample in batch]
-            for key, sample, (extension, before), after in zip(
-                keys, batch, files, self._encoded(keys, files, ranked), strict=True
-            ):
-                name = sample["__key__"]
-                if isinstance(after, UndecodableImage):
-                    rows.append((key, labels[key], len(before), None, 0, None, str(after)))
-                    continue
-                kept = min(header_size(before)) if not after.gained and self.plan.encoding != ORIGINAL else None
-                members.append((f"{name}.{after.extension}", after.data))
-                members += [(f"{name}.{e}", d) for e, d in sample.items() if e != extension and not e.startswith("__")]
-                rows.append((key, labels[key], len(before), after.extension, len(after.data), kept, None))
-        errors = [(shard, row[0], row[-1]) for row in rows if row[-1]]
-        if errors and not self.plan.skip_corrupt:
-            raise undecodable(errors)
-        if len(rows) != len(labels):
-            raise ValueError(f"{join(self.plan.data.root, shard)}: changed since ingest; run again to ingest it anew")
-        name, stage = shard.removesuffix(".tar"), self.plan.stage
-        table = pa.table(list(map(list, zip(*rows, strict=True))), schema=SCHEMA)
-        # An empty shard would stop whoever reads it.
-        made = [stage.commit(name, tar_bytes(members), len(rows) - len(errors), "tar")] if members else []
-        return [*made, stage.commit_table(ENCODED + name, table)]
-
-    def _encoded(
-        self, keys: list[str], files: list[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
-    ) -> list[Encoded | UndecodableImage]:
-        try:
-            if self.plan.encoding == ORIGINAL and self.plan.skip_corrupt:
-                for _, data in files:
-                    decode(data)  # as `encode` does of any other
-            return encode(files, self.plan.encoding, self._saliency(keys, files, ranked))
-        except UndecodableImage:
-            errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
-            if not errors:
-                raise
-            good = [i for i in range(len(files)) if i not in errors]
-            made = iter(self._encoded([keys[i] for i in good], [files[i] for i in good], ranked) if good else ())
-            return [errors[i] if i in errors else next(made) for i in range(len(files))]
-
-    def _saliency(self, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-        encoding = self.plan.encoding
-        if not encoding.patches:
-            return None
-        if self.plan.saliency == "grad-cam":
-            return [ranked[key] for key in keys]
-        images = {key: resized(decode(data), encoding.resize) for key, (_, data) in zip(keys, files, strict=True)}
-        images = {key: image for key, image in images.items() if fits(image.height, image.width)}
-        if self.plan.saliency == "fill-error":
-            found = dict(zip(images, fill_error(list(images.values())), strict=True))
-        else:
-            cuts = {key: grid(image.height, image.width) for key, image in images.items()}
-            found = {key: random_saliency(key, cut.rows, cut.columns, self.plan.seed) for key, cut in cuts.items()}
-        return [found.get(key, saliency.NONE) for key in keys]
-
-
-def _error(data: bytes) -> UndecodableImage | None:
-    try:
-        decode(data)
-    except UndecodableImage as error:
-        return error
-    return None
 
 
 def run(
