@@ -7,6 +7,8 @@ from types import ModuleType
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from adq.file_heads import SOI
+
 # Only raster formats that Pillow decodes by itself: some of its other plugins start programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 EXTENSIONS = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "patches")
@@ -14,6 +16,7 @@ UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+SIDEWAYS = {UPRIGHT[number] for number in (5, 6, 7, 8)}
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -68,9 +71,13 @@ def _completed(data: bytes) -> Image.Image:
     return Image.fromarray(whole[0].numpy())
 
 
+def _turned(image: Image.Image) -> Image.Transpose | None:
+    return UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+
+
 def _upright(image: Image.Image) -> Image.Image:
     # Not ImageOps.exif_transpose: it writes the EXIF block anew, and fails on a damaged one though the pixels are sound.
-    turn = UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+    turn = _turned(image)
     return image if turn is None else image.transpose(turn)
 
 
@@ -98,6 +105,24 @@ def header_size(data: bytes) -> tuple[int, int]:
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 return image.size
+    except Exception as error:
+        raise UndecodableImage(_reason(error)) from error
+
+
+def upright_size(data: bytes) -> tuple[int, int]:
+    """(width, height) in pixels of what `decode` makes: of JPEGs and patches from the header, else by decoding.
+
+    Raises UndecodableImage.
+    """
+    if _patches().is_patches(data):
+        return header_size(data)
+    if not data.startswith(SOI):  # where others tell of a rotation, may be behind their pixels
+        return decode(data).size
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+                return image.size[::-1] if _turned(image) in SIDEWAYS else image.size
     except Exception as error:
         raise UndecodableImage(_reason(error)) from error
 

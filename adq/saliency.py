@@ -2,7 +2,7 @@
 them, without a class or a network; and the control, chance.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -10,12 +10,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from adq.extractor import InputTransform
-from adq.fill import fill
+from adq.fill import CACHED, fill
 from adq.images import RESAMPLING
 from adq.models import ConvNet, zoo
 from adq.patch_layout import spread
 from adq.patches import grid
 from adq.randomness import numpy_generator
+
+TOGETHER = CACHED // 2  # pixels, up to which images of one size share their work: `fill` takes larger ones one by one
 
 
 def grad_cam(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -192,14 +194,15 @@ def random_saliency(key: str, rows: int, columns: int, seed: int) -> np.ndarray:
     return numpy_generator(seed, "patch saliency", key).random((rows, columns))
 
 
-def fill_error(images: Sequence[Image.Image]) -> list[np.ndarray]:
+def fill_error(images: Iterable[Image.Image]) -> list[np.ndarray]:
     """How badly each patch is restored by harmonic interpolation from those beside it: what can be guessed need not be stored.
 
     Unlike Grad-CAM of the true class, the choice knows nothing of the label. Patches are restored in two goes, like the black and
     the white squares of a board, so that those beside a patch are known.
 
     Args:
-        images: RGB, of any sizes; images of one size share their work.
+        images: RGB, of any sizes, looked at as they come; only those of up to `TOGETHER` pixels are held until all are there, and
+            share their work where they have one size.
 
     Returns:
         float64 [rows, columns] for each image, of its `grid`: the mean squared error over pixels and channels; 0 of a patch that is
@@ -208,14 +211,18 @@ def fill_error(images: Sequence[Image.Image]) -> list[np.ndarray]:
     Raises:
         ValueError: an image too large for `grid`.
     """
-    by_size: dict[tuple[int, int], list[int]] = {}
-    for number, image in enumerate(images):
-        by_size.setdefault((image.height, image.width), []).append(number)
+    by_size: dict[tuple[int, int], dict[int, np.ndarray]] = {}
     found: dict[int, np.ndarray] = {}
-    for size, numbers in by_size.items():
-        pixels = torch.from_numpy(np.stack([np.asarray(images[number]) for number in numbers]))
-        found.update(zip(numbers, _board_error(pixels, *size), strict=True))
-    return [found[number] for number in range(len(images))]
+    for number, image in enumerate(images):
+        size = image.height, image.width
+        if image.height * image.width > TOGETHER:
+            found[number] = _board_error(torch.from_numpy(np.array(image)[None]), *size)[0]
+        else:
+            by_size.setdefault(size, {})[number] = np.asarray(image)
+    for size, held in by_size.items():
+        pixels = torch.from_numpy(np.stack(list(held.values())))
+        found.update(zip(held, _board_error(pixels, *size), strict=True))
+    return [found[number] for number in range(len(found))]
 
 
 def _board_error(pixels: Tensor, height: int, width: int) -> np.ndarray:
@@ -225,7 +232,7 @@ def _board_error(pixels: Tensor, height: int, width: int) -> np.ndarray:
     error = np.zeros((len(pixels), height, width))
     for kept in (squares, ~squares) if squares.size > 1 else ():
         known = torch.from_numpy(spread(kept, place.side)[:height, :width]).expand(pixels.shape[:3])
-        error += (fill(pixels, known).double() - pixels).square().mean(dim=3).numpy()
+        error += fill(pixels, known).double().sub_(pixels).square_().mean(dim=3).numpy()
     edges = [np.arange(0, length, place.side) for length in (height, width)]
     sums = np.add.reduceat(np.add.reduceat(error, edges[0], axis=1), edges[1], axis=2)
     sides = [np.diff(edge, append=length) for edge, length in zip(edges, (height, width), strict=True)]

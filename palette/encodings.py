@@ -12,7 +12,7 @@ joined by "+", such as resize:64+webp:50; or `original`: the bytes as they are.
 import io
 import re
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -30,6 +30,7 @@ CODECS = {"jpeg": (1, 100), "webp": (1, 100), "palette": (2, 256)}
 ORDER = ("resize", "patches", *CODECS)
 LARGEST_SIDE = 8192
 THETA = 25  # per cent, where none is given
+HELD = 1 << 22  # pixels whose palettes are found together: k-means takes up to 100 bytes of memory a pixel
 LONGEST = {"jpeg": 65500, "webp": 16383}  # pixels of a side that libjpeg and libwebp write
 EXTENSIONS = {"jpeg": "jpg", "webp": "webp", "palette": "png"}
 SMALL_HEAD = 64  # bytes: that of a WebP or PNG
@@ -123,7 +124,7 @@ def encode(
     if encoding.patches and (saliency is None or len(saliency) != len(files)):
         raise ValueError(f"{encoding} needs the saliency of each image's patches")
     if encoding.codec == "palette":
-        return _palettised([resized(decode(data), encoding.resize) for _, data in files], encoding.level)
+        return _palettised((resized(decode(data), encoding.resize) for _, data in files), encoding.level)
     out = []
     for i, (extension, data) in enumerate(files):
         if encoding.patches:
@@ -179,11 +180,17 @@ def _annex_k() -> set[bytes]:
 
 def resized(image: Image.Image, side: int) -> Image.Image:
     """The image with its shorter side brought to `side` pixels, if that is longer; 0: as it is."""
-    shorter = min(image.size)
+    size = resized_size(image.size, side)
+    return image if size == image.size else image.resize(size, RESAMPLING["bicubic"])
+
+
+def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(width, height) after `resized`."""
+    shorter = min(size)
     if not side or shorter <= side:
-        return image
-    size = [max(side, round(length * side / shorter)) for length in image.size]
-    return image.resize(size, RESAMPLING["bicubic"])
+        return size
+    width, height = (max(side, round(length * side / shorter)) for length in size)
+    return width, height
 
 
 def _lossy(image: Image.Image, encoding: Encoding) -> list[Encoded]:
@@ -213,17 +220,28 @@ def _patched(extension: str, data: bytes, encoding: Encoding, saliency: np.ndarr
     return Encoded("patches", made) if costs_less(made, whole.data) else whole
 
 
-def _palettised(images: Sequence[Image.Image], colors: int) -> list[Encoded]:
+def _palettised(images: Iterable[Image.Image], colors: int) -> list[Encoded]:
     """Indexed PNGs, images of one size together."""
-    groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for i, image in enumerate(images):
-        groups[image.size].append(i)
     out: dict[int, Encoded] = {}
-    for members in groups.values():
-        palettes, indices = kmeans(np.stack([np.asarray(images[i]) for i in members]), colors)
-        for i, palette, index in zip(members, palettes, indices, strict=True):
+    for group in _of_one_size(images):
+        palettes, indices = kmeans(np.stack(list(group.values())), colors)
+        for i, palette, index in zip(group, palettes, indices, strict=True):
             out[i] = Encoded("png", png_bytes(palette, index))
-    return [out[i] for i in range(len(images))]
+    return [out[i] for i in range(len(out))]
+
+
+def _of_one_size(images: Iterable[Image.Image]) -> Iterator[dict[int, np.ndarray]]:
+    """uint8 [H, W, 3] of images by their numbers, those of one size together; at most `HELD` pixels, or one image, are held."""
+    groups: dict[tuple[int, int], dict[int, np.ndarray]] = defaultdict(dict)
+    pixels = 0
+    for i, image in enumerate(images):
+        pixels += image.width * image.height
+        if groups and pixels > HELD:
+            yield from groups.values()
+            groups.clear()
+            pixels = image.width * image.height
+        groups[image.size][i] = np.asarray(image)
+    yield from groups.values()
 
 
 def _file(image: Image.Image, kind: str, **settings: int | bool) -> bytes:

@@ -139,14 +139,17 @@ def nearest(images: Array, palettes: Array) -> Array:
     check_palettes(palettes, len(images))
     pixels, table = as_tensor(images).reshape(len(images), -1, 3), as_tensor(palettes).to(as_tensor(images).device)
     out = torch.empty(pixels.shape[:2], dtype=torch.uint8, device=pixels.device)
-    rows = max(1, LARGEST // (pixels.shape[1] * table.shape[1]))
+    count = max(1, LARGEST // table.shape[1])  # pixels, of some images or of a part of a large one
+    rows = max(1, count // pixels.shape[1])
     for start in range(0, len(pixels), rows):
         some = slice(start, start + rows)
         colours = table[some].float()
         # |p|^2 - 2 x p: whole numbers below 2^24, which float32 (and TF32's products of 9 bits) holds exactly.
         squares = colours.square().sum(dim=2)[:, None]
-        distances = torch.baddbmm(squares, pixels[some].float(), colours.transpose(1, 2), alpha=-2)
-        out[some] = distances.argmin(dim=2).to(torch.uint8)
+        for first in range(0, pixels.shape[1], count):
+            part = pixels[some, first : first + count].float()
+            distances = torch.baddbmm(squares, part, colours.transpose(1, 2), alpha=-2)
+            out[some, first : first + count] = distances.argmin(dim=2).to(torch.uint8)
     return like(out.reshape(images.shape[:3]), images)
 
 

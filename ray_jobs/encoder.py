@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from adq.images import UndecodableImage, decode, header_size
+from adq.images import UndecodableImage, decode, header_size, upright_size
 from adq.patches import fits, grid
 from adq.saliency import fill_error, random_saliency
 from adq.shards import DataSet, chunks, join, read_samples, tar_bytes
-from palette.encodings import ORIGINAL, Encoded, Encoding, encode, resized
+from palette.encodings import ORIGINAL, Encoded, Encoding, encode, resized, resized_size
 from ray_jobs.ingest import full_key, undecodable
 from ray_jobs.saliency import NONE
 from ray_jobs.stages import Part, Stage
@@ -106,14 +106,15 @@ class Encoder:
             return None
         if self.plan.saliency == "grad-cam":
             return [ranked[key] for key in keys]
-        images = {key: resized(decode(data), encoding.resize) for key, (_, data) in zip(keys, files, strict=True)}
-        images = {key: image for key, image in images.items() if fits(image.height, image.width)}
-        if self.plan.saliency == "fill-error":
-            found = dict(zip(images, fill_error(list(images.values())), strict=True))
+        sizes = [resized_size(upright_size(data), encoding.resize)[::-1] for _, data in files]
+        with_patches = [i for i, size in enumerate(sizes) if fits(*size)]
+        if self.plan.saliency == "fill-error":  # one by one: decoded images can be hundreds of times their files
+            images = (resized(decode(files[i][1]), encoding.resize) for i in with_patches)
+            found = dict(zip(with_patches, fill_error(images), strict=True))
         else:
-            cuts = {key: grid(image.height, image.width) for key, image in images.items()}
-            found = {key: random_saliency(key, cut.rows, cut.columns, self.plan.seed) for key, cut in cuts.items()}
-        return [found.get(key, NONE) for key in keys]
+            cuts = {i: grid(*sizes[i]) for i in with_patches}
+            found = {i: random_saliency(keys[i], cut.rows, cut.columns, self.plan.seed) for i, cut in cuts.items()}
+        return [found.get(i, NONE) for i in range(len(files))]
 
 
 def _error(data: bytes) -> UndecodableImage | None:

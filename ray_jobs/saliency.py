@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 import ray
 import torch
-from PIL import Image
 
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage, decode
@@ -65,24 +64,23 @@ class SaliencyActor(Frozen):
         images = [image for image in loaded if image is not None]
         if not images:
             return
-        inputs = torch.stack([_input(image, self.plan.transform) for image in images]).to(self.plan.device)
+        inputs = torch.stack([image for image, _ in images]).to(self.plan.device)
         labels = torch.tensor([label for _, label, _, _ in rows], device=self.plan.device)
         maps = grad_cam(self.model, self.plan.transform.normalise(inputs), labels).cpu()
-        for (key, _, _, _), image, map_ in zip(rows, images, maps, strict=True):
-            cut = grid(image.height, image.width)
-            extent = image.height / cut.side, image.width / cut.side
+        for (key, _, _, _), (_, (height, width)), map_ in zip(rows, images, maps, strict=True):
+            cut = grid(height, width)
+            extent = height / cut.side, width / cut.side
             yield key, patch_saliency(map_[None], cut.rows, cut.columns, extent)[0].numpy()
 
-    def _load(self, data: bytes) -> Image.Image | None:
+    def _load(self, data: bytes) -> tuple[torch.Tensor, tuple[int, int]] | None:
+        """The network's input, and the (height, width) of the image, which itself is not held: it may be large."""
         try:
             image = resized(decode(data), self.plan.resize)
         except UndecodableImage:
             return None  # `ray_jobs.encode` says which and why
-        return image if fits(image.height, image.width) else None  # which stays as it is
-
-
-def _input(image: Image.Image, transform: InputTransform) -> torch.Tensor:
-    return torch.as_tensor(whole_input(image, transform))
+        if not fits(image.height, image.width):
+            return None  # which stays as it is
+        return whole_input(image, self.plan.transform), (image.height, image.width)
 
 
 def _table(found: list[tuple[str, np.ndarray]]) -> pa.Table:

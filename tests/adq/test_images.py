@@ -11,7 +11,7 @@ from PIL import Image
 
 from adq import patches
 from adq.fill import DEFAULT_FILLER, fill
-from adq.images import EXTENSIONS, UndecodableImage, decode, header_size, resize_and_crop
+from adq.images import EXTENSIONS, UndecodableImage, decode, header_size, resize_and_crop, upright_size
 
 
 def saved(image: Image.Image, kind: str, **options) -> bytes:
@@ -125,6 +125,9 @@ def test_exif_rotation_shows_the_image_upright(orientation):
     np.testing.assert_array_equal(
         pixels(saved(Image.fromarray(noise()), "PNG", exif=exif)), upright[orientation](noise())
     )
+    for kind in ("JPEG", "PNG", "WEBP", "TIFF"):
+        data = saved(Image.fromarray(noise()), kind, exif=exif)
+        assert upright_size(data) == decode(data).size == upright[orientation](noise()).shape[1::-1]
 
 
 def test_a_rotated_jpeg_and_its_header():
@@ -133,6 +136,7 @@ def test_a_rotated_jpeg_and_its_header():
     data = saved(Image.new("RGB", (40, 16)), "JPEG", exif=exif)
     assert decode(data).size == (16, 40)
     assert min(header_size(data)) == 16
+    assert upright_size(data[: data.index(b"\xff\xda")]) == (16, 40), "no pixels are needed"
 
 
 def test_a_damaged_exif_block_does_not_cost_the_image():
@@ -143,7 +147,8 @@ def test_a_damaged_exif_block_does_not_cost_the_image():
     length = int.from_bytes(data[start - 2 : start], "big")
     for at in range(start + 6, start - 2 + length):
         for value in (0, 255):
-            assert sorted(decode(data[:at] + bytes([value]) + data[at + 1 :]).size) == [20, 24]
+            damaged = data[:at] + bytes([value]) + data[at + 1 :]
+            assert sorted(decode(damaged).size) == [20, 24] and upright_size(damaged) == decode(damaged).size
 
 
 def test_the_name_of_a_file_says_nothing():
@@ -162,7 +167,7 @@ def test_a_truncated_file_is_undecodable(kind, share):
 
 @pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff", b"not an image", bytes(range(256)) * 8, b"\x89PNG\r\n\x1a\n"])
 def test_garbage_is_undecodable_with_a_reason(data):
-    for reader in (decode, header_size):
+    for reader in (decode, header_size, upright_size):
         with pytest.raises(UndecodableImage, match=r"\w+: .+|no image in a format that is read \(JPEG, ") as told:
             reader(data)
         assert " at 0x" not in str(told.value), "an address of memory: the reasons are stored, and must repeat"
@@ -181,7 +186,7 @@ def test_damage_anywhere_gives_an_image_or_undecodable_and_no_other_error(kind):
         damaged = bytearray(data)
         for at in rng.integers(0, len(data) if rng.random() < 0.5 else min(64, len(data)), rng.integers(1, 5)):
             damaged[at] = rng.choice([0, 255, rng.integers(256)])
-        for read in (decode, header_size):
+        for read in (decode, header_size, upright_size):
             try:
                 read(bytes(damaged))
             except UndecodableImage:
@@ -194,7 +199,7 @@ def test_a_decompression_bomb_is_refused_without_unpacking_it():
     header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
     data = b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header)
     data += png_chunk(b"IDAT", zlib.compress(bytes(1 << 20))) + png_chunk(b"IEND", b"")
-    for read in (decode, header_size):
+    for read in (decode, header_size, upright_size):
         with pytest.raises(UndecodableImage, match="DecompressionBomb"):
             read(data)
 
@@ -239,7 +244,7 @@ def test_patches_are_shown_whole_with_their_gaps_filled():
     mask = np.ones((7, 7), dtype=bool)
     mask[3] = False
     data = patches.encode(saved(Image.fromarray(ramp), "PNG"), mask)
-    assert header_size(data) == (100, 112)
+    assert header_size(data) == upright_size(data) == (100, 112)
     shown, kept = pixels(data), patches.decode(data)
     np.testing.assert_array_equal(shown[kept.known], kept.pixels[kept.known])
     assert (~kept.known).sum() == 16 * 100

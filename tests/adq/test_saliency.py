@@ -1,5 +1,7 @@
 """Grad-CAM against closed forms and plain autograd, and its mean over patches."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -254,3 +256,20 @@ def test_images_of_several_sizes_are_apart_and_a_single_patch_has_no_error():
     assert [error.shape for error in found] == [(2, 2), (1, 1), (2, 2), (14, 14)] and found[1][0, 0] == 0
     for alone, together in zip(pictures, found, strict=True):
         np.testing.assert_allclose(fill_error([alone])[0], together, rtol=1e-6)
+
+
+def test_large_images_are_not_held():
+    made: list[weakref.ref] = []
+    held: list[int] = []
+
+    def pictures():
+        for seed in range(4):
+            image = Image.fromarray(picture(200, 200, seed))
+            made.append(weakref.ref(image))
+            held.append(sum(one() is not None for one in made))
+            yield image
+
+    found = fill_error(pictures())
+    assert max(held) <= 2, "that which is made, and that which was looked at last"
+    for seed, error in enumerate(found):
+        assert np.array_equal(error, fill_error([Image.fromarray(picture(200, 200, seed))])[0])

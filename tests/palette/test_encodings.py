@@ -9,7 +9,7 @@ from PIL import Image
 
 from adq import container, patches
 from adq.images import UndecodableImage, decode
-from palette.encodings import ORIGINAL, Encoded, Encoding, costs_less, encode
+from palette.encodings import ORIGINAL, Encoded, Encoding, _of_one_size, costs_less, encode
 from tests.conftest import DATA, cifar10_shard
 
 
@@ -198,6 +198,16 @@ def test_palettised_images_have_at_most_so_many_colours_each_by_itself(small):
         assert one.extension == "png" and Image.open(io.BytesIO(one.data)).mode == "P"
         assert len(np.unique(np.asarray(decode(one.data)).reshape(-1, 3), axis=0)) <= 6
     assert encode(small[3:4], Encoding.parse("palette:6")) == made[3:4]
+
+
+def test_images_whose_palettes_are_found_together_have_so_many_pixels(small, large, monkeypatch):
+    """Decoded images can take hundreds of times the memory of their files."""
+    wanted = encode([*small, *large], Encoding.parse("palette:4"))
+    images = [Image.new("RGB", size) for size in ((60, 50), (40, 50), (60, 50), (90, 100), (60, 50))]
+    for held, groups in ((8000, [[0, 2], [1], [3], [4]]), (5000, [[0], [1], [2], [3], [4]])):
+        monkeypatch.setattr("palette.encodings.HELD", held)
+        assert [list(group) for group in _of_one_size(images)] == groups
+    assert encode([*small, *large], Encoding.parse("palette:4")) == wanted
 
 
 def test_dropped_patches_are_those_of_least_saliency_and_the_others_are_kept(large):

@@ -200,8 +200,13 @@ def test_nearest_is_exact_at_the_far_corners():
 def test_large_batches_go_in_parts_with_the_same_result(monkeypatch):
     images, palettes = noise(7), noise(7, 1, 6, seed=2)[:, 0]
     whole = nearest(images, palettes)
-    monkeypatch.setattr("palette.quantize.LARGEST", 2 * 64 * 6)
-    np.testing.assert_array_equal(nearest(images, palettes), whole)
+    held, product = [], torch.baddbmm
+    monkeypatch.setattr(torch, "baddbmm", lambda *a, **k: held.append((out := product(*a, **k)).numel()) or out)
+    for pixels in (2 * 64, 25):  # some images, and parts of one
+        monkeypatch.setattr("palette.quantize.LARGEST", 6 * pixels)
+        np.testing.assert_array_equal(nearest(images, palettes), whole)
+        assert max(held) == 6 * pixels
+        held.clear()
 
 
 def test_psnr_by_hand():
