@@ -185,7 +185,8 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
         ranked = None
         if storage.needs_network:
             ranked = saliency.run(job, index, weights.run(job, index, backbone), storage.encoding().resize)
-        s = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt).summary
+        made = run(job, index, storage, out, ranked, skip_corrupt=data.skip_corrupt)
+        s = made.summary
         job.run.metrics(s)
         anew = f"{s['images'] - s['kept']:,} of {s['images']:,} images are stored anew"
         if storage.encoding() == ORIGINAL:
@@ -197,5 +198,5 @@ def command(storage: Storage, data: Data, backbone: Backbone, compute: Compute, 
         job.report(
             f"{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload "
             f"({s['payload_bytes'] / s['source_payload_bytes']:.1%} of the source), {as_bytes(s['tar_bytes'])} as tars\n"
-            f"{anew}\nshards   {absolute(out)}"
+            f"{anew}\n{write.told(made)}"
         )

@@ -1,5 +1,6 @@
 """write: the subset as WebDataset shards. Members keep their bytes and names; of the source, only their byte ranges are read."""
 
+import posixpath
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import pyarrow.compute as pc
 
 from adq.images import UndecodableImage, decode
 from adq.randomness import key_order
-from adq.shards import DataSet, read_ranges, tar_bytes
+from adq.shards import DataSet, join, read_ranges, tar_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.ingest import Index
 from ray_jobs.members import Row, read_members
@@ -68,6 +69,12 @@ def check(out: str) -> None:
     taken = [name for name in store.names("") if name.endswith(".tar")]
     if taken and store.size(".tessera/owner.json") is None:
         raise ValueError(f"--out {store.root}: holds other shards already ({taken[0]}); choose an empty folder")
+
+
+def told(made: Manifest) -> str:
+    """The line of a report that says where the shards of an `Output` are, as --data takes it: a folder gives those in it alone."""
+    folders = {posixpath.dirname(part.path) for part in made.parts if part.path.endswith(".tar")}
+    return f"shards   {' '.join(join(made.stage.store.root, folder) for folder in sorted(folders))}"
 
 
 class Writer:

@@ -290,6 +290,21 @@ def test_a_network_of_other_classes_cannot_rank_patches(place, shards, tmp_path)
         CliRunner().invoke(cli.main, [str(part) for part in command], catch_exceptions=False)
 
 
+def test_shards_of_two_folders_keep_theirs_and_are_told_as_they_can_be_given(place, tmp_path):
+    samples = real_samples(8)
+    for folder, some in (("a", samples[:4]), ("b", samples[4:])):
+        (tmp_path / folder).mkdir()
+        write_shard(tmp_path / folder / "part.tar", some)
+    (tmp_path / "classes.txt").write_text("".join(f"{name}\n" for name in CLASSES))
+    out, data = tmp_path / "out", ("--data", tmp_path / "a", "--data", tmp_path / "b")
+    told = run(place, "encode", *data, "--encode", "original", "--out", out)
+    assert f"shards   {out}/a {out}/b\n" in told
+    made = ("--data", out / "a", "--data", out / "b")
+    told = run(place, "fill", *made, "--filler", "mean", "--out", tmp_path / "whole")
+    assert f"shards   {tmp_path}/whole/a {tmp_path}/whole/b\n" in told
+    assert {key for folder in "ab" for key in files(tmp_path / "whole" / folder)} == {key for key, *_ in samples}
+
+
 def test_damaged_images_are_named_or_left_out(place, tmp_path):
     samples = real_samples(30)
     samples[4] = ("damaged", samples[4][1][:100], 0)
