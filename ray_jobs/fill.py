@@ -23,6 +23,7 @@ from adq.process import settle
 from adq.reconstruction import reconstruct
 from adq.shards import DataSet, absolute, chunks, file_info, join, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
+from ray_jobs.accuracy import as_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.ingest import COPY, Index, full_key, undecodable
@@ -211,4 +212,8 @@ def run(filling: Filling, data: Data, compute: Compute, place: Place, out: str) 
         job.run.params(asdict(filling))
         made = make(job, index, filling, out)
         job.run.metrics(made.summary)
-        job.report(f"{index.images:,} images\n{write.told(made)}")
+        s = made.summary
+        job.report(
+            f"{s['images']:,} images, {as_bytes(s['payload_bytes'])} payload, of the patches, {as_bytes(s['tar_bytes'])} as tars\n"
+            f"{write.told(made)}"
+        )

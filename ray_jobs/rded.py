@@ -223,6 +223,7 @@ def run(wanted: Mosaics, data: Data, backbone: Backbone, compute: Compute, place
         job.run.metrics({k: v for k, v in s.items() if isinstance(v, int | float)})
         job.run.dataset("distilled", absolute(out), written.content, "subset", s["images"])
         job.report(
-            f"{s['images']:,} mosaics, {wanted.images_per_class} a class, {s['payload_bytes']:,} bytes payload\n"
+            f"{s['images']:,} mosaics, {wanted.images_per_class} a class, {s['payload_bytes']:,} bytes payload, "
+            f"{s['tar_bytes']:,} as tars\n"
             f"shards   {absolute(out)}"
         )

@@ -166,5 +166,6 @@ def run(train: tuple[str, ...], data: Data, backbone: Backbone, compute: Compute
         job.run.dataset("relabelled", absolute(out), made.content, "subset", made.summary["images"])
         job.report(
             f"{made.summary['images']:,} images with soft labels of {teacher.arch}, {made.summary['soft_payload_bytes']:,} bytes "
-            f"payload, {made.summary['payload_bytes']:,} with hard ones\nshards   {absolute(out)}"
+            f"payload, {made.summary['payload_bytes']:,} with hard ones, {made.summary['tar_bytes']:,} as tars\n"
+            f"shards   {absolute(out)}"
         )

@@ -127,7 +127,8 @@ def run_import(source: str, out: str, exchange: Exchange, data: Data, compute: C
         job.run.metrics({name: value for name, value in s.items() if isinstance(value, int | float)})
         job.run.dataset("subset", absolute(out), written.content, "subset", s["images"])
         job.report(
-            f"{s['images']:,} of {index.images:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload\n"
+            f"{s['images']:,} of {index.images:,} images, {s['payload_bytes'] / 1e6:.2f} MB payload, "
+            f"{s['tar_bytes'] / 1e6:.2f} MB as tars\n"
             f"shards   {absolute(out)}"
         )
 

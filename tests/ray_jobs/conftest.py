@@ -70,3 +70,8 @@ def members(path: Path, pattern: str = "*.tar") -> dict[str, bytes]:
             for member in tar:
                 out[member.name] = tar.extractfile(member).read()
     return out
+
+
+def tars(path: Path) -> int:
+    """Bytes of every tar in a folder and those below."""
+    return sum(tar_path.stat().st_size for tar_path in path.rglob("*.tar"))

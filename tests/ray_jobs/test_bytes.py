@@ -20,8 +20,9 @@ from adq.shards import tar_bytes
 from palette import codec
 from palette.encodings import Encoding, encode
 from ray_jobs import __main__ as cli
+from ray_jobs.accuracy import as_bytes
 from ray_jobs.store import Store
-from tests.ray_jobs.conftest import CLASSES, members, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, members, real_samples, tars, write_shard
 
 pytestmark = pytest.mark.usefixtures("cluster")
 ARCH = "convnet-d3-w16"
@@ -243,7 +244,7 @@ def test_mosaics_are_shards_like_any_others(place, shards, tmp_path):
         c for c in range(10) for _ in range(2)
     ]
     assert all(decode(sample["webp"]).size == (32, 32) for sample in found.values())
-    assert "20 mosaics, 2 a class" in told
+    assert "20 mosaics, 2 a class" in told and f" bytes payload, {tars(tmp_path / 'r'):,} as tars\n" in told
     model, transform = build(ARCH, 10, 32), input_transform(ARCH, 32)
     model.load_state_dict(torch.load(place / "network.pt", weights_only=True))
     logits = np.stack([np.load(io.BytesIO(sample["npy"])) for sample in found.values()])
@@ -302,6 +303,10 @@ def test_shards_of_two_folders_keep_theirs_and_are_told_as_they_can_be_given(pla
     made = ("--data", out / "a", "--data", out / "b")
     told = run(place, "fill", *made, "--filler", "mean", "--out", tmp_path / "whole")
     assert f"shards   {tmp_path}/whole/a {tmp_path}/whole/b\n" in told
+    payload = Store.at(str(out)).read_json(".tessera/manifest.json")["summary"]["payload_bytes"]
+    assert (
+        f"8 images, {as_bytes(payload)} payload, of the patches, {as_bytes(tars(tmp_path / 'whole'))} as tars\n" in told
+    )
     assert {key for folder in "ab" for key in files(tmp_path / "whole" / folder)} == {key for key, *_ in samples}
 
 

@@ -18,7 +18,7 @@ from ray_jobs.options import Backbone, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
-from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
+from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, tars, write_shard
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
 OWN = "own"  # a set that no method selected
@@ -206,6 +206,7 @@ def test_a_teacher_labels_images_and_a_set_is_ranked_by_such_labels(compared, sh
     data, test, small = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",), compared / "soft"
     options, place = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32), Place(store=str(compared / "runs"))
     relabel.run((f"{shards}/part-000001.tar",), data, BACKBONE, CPU, place, str(small))
+    assert f" with hard ones, {tars(small):,} as tars\n" in capsys.readouterr().out
     found, source = members(small), members(shards, "part-000001.tar")
     assert {name: found[name] for name in found if not name.endswith(".npy")} == source
     keys = sorted(name.removesuffix(".jpg") for name in source if name.endswith(".jpg"))

@@ -21,7 +21,7 @@ from ray_jobs.selections import Exchange, chosen_keys, run_export, run_import
 from ray_jobs.selections import listing as listing_of
 from ray_jobs.store import Store
 from ray_jobs.write import Output
-from tests.ray_jobs.conftest import members
+from tests.ray_jobs.conftest import members, tars
 from tests.ray_jobs.images import drawn, index_of
 from tests.ray_jobs.listings import a_listing, cifar, digest, imagenet, npy, photos
 
@@ -206,7 +206,9 @@ def test_out_and_in_again_are_the_same_images(cluster, shards, tmp_path, capsys)
         run_export(str(own), str(tmp_path / kind), exchange, data, compute, place)
         run_import(str(tmp_path / kind), str(out), exchange, data, compute, place)
     # The first of them wrote the shards; the others found the same images there.
-    assert capsys.readouterr().out.count("write         done before") == len(FORMATS) - 1
+    said = capsys.readouterr().out
+    assert said.count("write         done before") == len(FORMATS) - 1
+    assert said.count(f" MB payload, {tars(out) / 1e6:.2f} MB as tars\n") == len(FORMATS)
     assert len(members(out)) == 2 * 80 and members(out) == members(own)
     assert (out / "classes.txt").read_bytes() == (shards / "classes.txt").read_bytes()
 
