@@ -22,7 +22,7 @@ from PIL import Image
 from adq import patches
 from adq.file_heads import SOI, split
 from adq.images import RESAMPLING, decode
-from adq.patch_files import DHT, JPEG_420, ROOM, plain_head, segments
+from adq.patch_files import DHT, JPEG_420, ROOM, plain_head, segments, tables_of
 from palette.export import png_bytes
 from palette.quantize import kmeans
 
@@ -200,8 +200,10 @@ def _lossy(image: Image.Image, encoding: Encoding) -> list[Encoded]:
     plain = _file(image, "JPEG", quality=encoding.level)
     if len(plain) >= max(ROOM, 2 * image.width * image.height) - ROOM // 2:
         return [Encoded("jpg", plain)]  # Pillow has no room for more
-    # Huffman tables of its own pay where a scan is long: they are no longer what all files share.
-    tuned = _file(image, "JPEG", quality=encoding.level, optimize=True)
+    # Huffman tables of its own pay where a scan is long: they are no longer what all files share. Of a quality below 95, Pillow
+    # would reserve half as much as of its tables.
+    tables = [list(table) for table in tables_of(encoding.level, JPEG_420)]
+    tuned = _file(image, "JPEG", qtables=tables, optimize=True)
     best = (tuned, plain) if costs_less(tuned, plain) else (plain, tuned)
     return [Encoded("jpg", data) for data in best]
 
@@ -244,7 +246,7 @@ def _of_one_size(images: Iterable[Image.Image]) -> Iterator[dict[int, np.ndarray
     yield from groups.values()
 
 
-def _file(image: Image.Image, kind: str, **settings: int | bool) -> bytes:
+def _file(image: Image.Image, kind: str, **settings: object) -> bytes:
     image, buffer = image.copy(), io.BytesIO()
     image.info = {}  # comments and profiles of the source, which Pillow would write, and no reader here asks for
     image.save(buffer, kind, **settings)

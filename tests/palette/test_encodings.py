@@ -243,9 +243,22 @@ def _file(image: Image.Image, kind: str, **settings) -> bytes:
     return buffer.getvalue()
 
 
-def test_noise_at_the_highest_quality_is_stored():
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (400, 400, 3), dtype=np.uint8))
-    assert decode(encode([("png", _png(noise))], Encoding.parse("jpeg:100"))[0].data).size == (400, 400)
+@pytest.mark.parametrize("quality", [90, 92, 94, 95, 98, 100])
+def test_the_worst_noise_is_stored_at_any_quality(quality):
+    """A file with own Huffman tables must fit into what Pillow reserves for it."""
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 2, (400, 400, 3), dtype=np.uint8) * 255)
+    (made,) = encode([("bmp", _file(noise, "BMP"))], Encoding.parse(f"jpeg:{quality}"))
+    assert made.gained and decode(made.data).size == (400, 400)
+    plain = _file(noise, "JPEG", quality=quality)
+    assert len(made.data) < len(plain) or quality >= 98
+
+
+@pytest.mark.parametrize("quality", [1, 30, 75, 94])
+def test_own_huffman_tables_are_those_of_the_quality(large, quality):
+    image = decode(large[0][1])
+    image.info = {}
+    (made,) = encode([("bmp", _file(image, "BMP"))], Encoding.parse(f"jpeg:{quality}"))
+    assert made.data in [_file(image, "JPEG", quality=quality, optimize=tuned) for tuned in (False, True)]
 
 
 def test_bytes_that_are_no_image_and_patches_without_saliency_are_refused(small):
