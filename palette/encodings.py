@@ -108,8 +108,8 @@ def encode(
 ) -> list[Encoded]:
     """Store images in another way.
 
-    No image sees another, and none grows: where the file as it was costs no more (see `costs_less`), it is kept, and so is one of
-    more pixels a side than the codec can store. Images that become smaller, or palettised, are always encoded anew.
+    No image sees another. Where the file as it was costs no more (see `costs_less`), it is kept, and so is one of more pixels a
+    side than the codec can store. Other images that become smaller, or palettised, are encoded anew, and only they can grow.
 
     Args:
         files: (extension, bytes) of each image.

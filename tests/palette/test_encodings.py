@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 
 from adq import container, patches
 from adq.images import UndecodableImage, decode
-from palette.encodings import ORIGINAL, Encoded, Encoding, _of_one_size, costs_less, encode
+from palette.encodings import ORIGINAL, Encoded, Encoding, _of_one_size, costs_less, encode, resized
 from tests.conftest import DATA, cifar10_shard
 
 
@@ -134,6 +135,16 @@ def test_tables_and_notes_that_no_other_file_has_are_the_file_s_own():
     for chain in ("jpeg:50", "webp:90"):  # the same picture, or a better one, without the notes
         made = encode(noted, Encoding.parse(chain))
         assert all(one.gained and len(one.data) < len(data) for one, (_, data) in zip(made, noted, strict=True))
+
+
+@pytest.mark.parametrize("chain", ["jpeg:95", "webp:95", "patches:5+jpeg:95", "patches:5+webp:95"])
+def test_only_what_a_resize_makes_smaller_may_grow(chain):
+    (file,) = textures("JPEG", ((200, 208),), quality=20)
+    for side, grows in ((0, False), (200, False), (199, True)):
+        encoding = replace(Encoding.parse(chain), resize=side)
+        wanted = resized(decode(file[1]), side)
+        (made,) = encode([file], encoding, saliency([("png", _png(wanted))]))
+        assert made.gained == grows == (len(made.data) > len(file[1])) and decode(made.data).size == wanted.size
 
 
 @pytest.mark.parametrize("chain", ["resize:64+webp:90", "resize:64+jpeg:95", "resize:32+patches:25+jpeg:95"])
