@@ -74,12 +74,19 @@ def steps_per_epoch(count: int, batch_size: int) -> int:
 
 
 def epoch_batches(
-    images: ImageSet, recipe: Recipe, seed: int, epoch: int, rank: int = 0, world: int = 1, crop: bool = False
+    images: ImageSet,
+    recipe: Recipe,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world: int = 1,
+    crop: bool = False,
+    first: int = 0,
 ) -> Iterator[Batch]:
     """What worker `rank` of `world` trains on in an epoch: every image once, in an order of (seed, epoch) alone.
 
     Args:
-        crop: random resized crops are cut here, from a `CroppableImageSet`.
+        crop: random resized crops are cut here, from a `CroppableImageSet`. first: the batch to begin with.
 
     Yields:
         `steps_per_epoch` batches for every world: slice [rank::world] of each global batch.
@@ -87,7 +94,7 @@ def epoch_batches(
     order = torch.randperm(len(images), generator=torch_generator(seed, "order", epoch)).numpy()
     soft = np.ndim(images.labels) == 2
     labels = np.asarray(images.labels, dtype=np.float32 if soft else np.int64)
-    for start in range(0, len(order), recipe.batch_size):
+    for start in range(first * recipe.batch_size, len(order), recipe.batch_size):
         whole = order[start : start + recipe.batch_size]
         mine = whole[rank::world]
         given = (

@@ -92,15 +92,14 @@ def masked_error(model: MAE, images: Tensor, known: Tensor, bfloat16: bool = Fal
 
 def train(
     model: MAE,
-    batches: Callable[[int], Iterator[Batch]],
+    batches: Callable[..., Iterator[Batch]],
     recipe: MAERecipe,
     seed: int,
     device: str,
     rank: int = 0,
     world: int = 1,
     start: dict | None = None,
-    save: Callable[[int, dict], None] | None = None,
-    save_every: int = 1,
+    save: Callable[[int, Callable[[], dict]], None] | None = None,
     on_step: Callable[[int, float], None] | None = None,
 ) -> None:
     """Train `model` in place.
@@ -110,10 +109,11 @@ def train(
 
     Args:
         model: initialised by the caller; with several workers, worker 0's weights are taken.
-        batches: the batches of an epoch, counted from 0, for this worker, as for `adq.training.train`; labels are not used.
+        batches: called with (epoch, first=batch): the batches of an epoch from one of them on, both counted from 0, for this
+            worker, as for `adq.training.train`; labels are not used.
         start: a checkpoint that `save` was given, of the same recipe and seed.
-        save: called on every worker with (epochs done, checkpoint on the CPU) every `save_every` epochs and at the end.
-        on_step: called with (steps done, mean loss of the global batch).
+        save: called on every worker after every step with (steps done, what makes a checkpoint, on the CPU).
+        on_step: called before with (steps done, mean loss of the global batch).
 
     Raises:
         FloatingPointError: the loss is no longer finite; names the step and the learning rate.
@@ -126,14 +126,19 @@ def train(
     model.to(device).train()
     optimizer = _optimizer(model, recipe)
     run = {"recipe": asdict(recipe), "config": asdict(model.config), "seed": seed}
-    step, epoch = 0, 0
+    step, epoch, done = 0, 0, 0
     if start is not None:
         step, epoch = restore(start, run, model, optimizer)
+        done = start["batches"]
     if world > 1:
         adopt(list(model.parameters()))
+
+    def checkpoint() -> dict:
+        state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
+        return on_cpu(state) | run | {"step": step, "epoch": epoch, "batches": done}
+
     while step < recipe.steps:
-        before = step
-        for batch in batches(epoch):
+        for batch in batches(epoch, first=done):
             lr = recipe.lr_at(step)
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -143,17 +148,16 @@ def train(
             if recipe.clip_norm:
                 nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
             optimizer.step()
-            step += 1
+            step, done = step + 1, done + 1
             if on_step is not None:
                 on_step(step, loss)
+            if save is not None:
+                save(step, checkpoint)
             if step == recipe.steps:
                 break
-        if step == before:
+        if not done:
             raise ValueError(f"epoch {epoch} has no batches: there are no images to train on")
-        epoch += 1
-        if save is not None and (epoch % save_every == 0 or step == recipe.steps):
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            save(epoch, on_cpu(state) | run | {"step": step, "epoch": epoch})
+        epoch, done = epoch + 1, 0
 
 
 def _optimizer(model: MAE, recipe: MAERecipe) -> torch.optim.Optimizer:

@@ -102,10 +102,10 @@ class Held:
         return isinstance(self.images, EncodedImages)
 
     def epoch(
-        self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int, crop: bool = False
+        self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int, crop: bool = False, first: int = 0
     ) -> Iterator[Batch]:
         """The batches of an epoch for one worker: see `adq.batches.epoch_batches`."""
-        batches = epoch_batches(self.images, recipe, seed, epoch, rank, world, crop)
+        batches = epoch_batches(self.images, recipe, seed, epoch, rank, world, crop, first)
         return batches if isinstance(self.images, TensorImages) else ahead(batches)
 
     def take(self, rows: np.ndarray) -> "Held":

@@ -3,7 +3,9 @@
 import io
 import posixpath
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -31,9 +33,10 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from ray_jobs.job import Job
     from ray_jobs.mlflow_run import Run
 
-VERSION = 1
+VERSION = 2
 WEIGHTS, HISTORY, SCORES, PICTURE = "weights", "history", "held_out", "reconstructed"
 SCORED = 10  # times in a run
+KEEPING = 0.05  # share of the time that checkpoints may take: those of a large network are gigabytes
 POINTS = 200  # of the loss, at most
 EXTENSIONS = (".pt", ".pth")
 
@@ -169,20 +172,19 @@ def _work(member: Member, plan: Plan) -> None:
             unsaid.clear()
             spoken = time.monotonic()
 
-    def save(_: int, training: dict) -> None:
+    def save(step: int, checkpoint: Callable[[], dict]) -> None:
         nonlocal kept
-        step = training["step"]
-        done = scores[-1][0] * SCORED // recipe.steps if scores else 0
-        if exam is not None and step * SCORED // recipe.steps > done:
+        if exam is not None and step * SCORED // recipe.steps > (step - 1) * SCORED // recipe.steps:
             scores.append((step, exam.score(model, member.device)))
             unsaid.append(scores[-1])
         if member.due(kept):
-            member.keep({"training": training, "history": history, "scores": scores})
-            kept = time.monotonic()
+            began = time.monotonic()
+            member.keep({"training": checkpoint(), "history": history, "scores": scores})
+            kept = time.monotonic() + (time.monotonic() - began) / KEEPING
 
     train(
-        model, lambda epoch: data.epoch(recipe, plan.seed, epoch, member.rank, member.world), recipe, plan.seed,
-        member.device, member.rank, member.world, state["training"], save, on_step=on_step,
+        model, partial(data.epoch, recipe, plan.seed, rank=member.rank, world=member.world), recipe, plan.seed,
+        member.device, member.rank, member.world, state["training"], save, on_step,
     )  # fmt: skip
     if exam is not None:
         member.tell(Steps(first, recipe.steps, tuple(unsaid)))

@@ -44,21 +44,29 @@ class Streamed:
         return self.reader.keys
 
     def epoch(
-        self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int, crop: bool = False
+        self, recipe: Recipe, seed: int, epoch: int, rank: int, world: int, crop: bool = False, first: int = 0
     ) -> Iterator[Batch]:
-        """The batches of an epoch for one worker: sizes and crops as in `adq.batches.epoch_batches`, every image once."""
+        """The batches of an epoch for one worker: sizes and crops as in `adq.batches.epoch_batches`, every image once.
+
+        Args:
+            first: the batch to begin with. Files before it are read, and decoded only where some may be left out: which image
+                then stands in for others depends on them.
+        """
         total, size = len(self.labels), recipe.batch_size
         counts = [min(size, total - start) for start in range(0, total, size)]
         sizes = np.array([[len(range(r, count, world)) for count in counts] for r in range(world)])
-        first = int(sizes[:rank].sum())
+        begin = int(sizes[:rank].sum())
         shards = sorted(self.reader.positions)
         order = torch.randperm(len(shards), generator=torch_generator(seed, "shards", epoch)).tolist()
-        samples = self._between([shards[i] for i in order], first, first + int(sizes[rank].sum()))
+        samples = self._between([shards[i] for i in order], begin, begin + int(sizes[rank].sum()))
         shuffled = _shuffled(samples, numpy_generator(seed, "shuffle", epoch, rank))
         starts = itertools.accumulate(counts, initial=0)
         at = zip(starts, counts, strict=False)
-        draws = (crops_of(seed, epoch, *one, rank, world) if crop else None for one in at)
-        return ahead(self._batches(shuffled, sizes[rank].tolist(), counts, draws))
+        passed = 0 if self.leave_out else first
+        draws = (crops_of(seed, epoch, *one, rank, world) if crop else None for one in islice(at, passed, None))
+        samples = islice(shuffled, int(sizes[rank, :passed].sum()), None)
+        batches = self._batches(samples, sizes[rank, passed:].tolist(), counts[passed:], draws)
+        return ahead(islice(batches, first - passed, None))
 
     def _batches(
         self, samples: Iterator[Encoded], sizes: list[int], counts: list[int], draws: Iterator[Tensor | None]

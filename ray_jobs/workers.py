@@ -31,7 +31,7 @@ from ray_jobs.stages import Stage
 
 RESTARTS = 3  # of a group whose workers died, one after the other without a checkpoint in between
 RUN = "group"
-CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at an epoch's end
+CHECKPOINT_SECONDS = 15.0  # between two checkpoints, at the end of an epoch or of a step
 NOTE_SECONDS = 0.5
 # How often Ray Train's controller looks at the workers, how long a group may take to start, and no output of its own. Workers
 # on a node that is taken away are found dead like any others: a watcher would be one more process to start.

@@ -6,6 +6,7 @@ import math
 import pickle
 import zipfile
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -349,7 +350,7 @@ RECIPE = MAERecipe(steps=6, batch_size=8, lr=3e-3, warmup_steps=2, mask_ratio=0.
 
 def run(model: MAE, recipe: MAERecipe, images: Tensor, seed: int = 0, **rest) -> MAE:
     held = TensorImages(images, torch.zeros(len(images), dtype=torch.int64).numpy())
-    train(model, lambda epoch: epoch_batches(held, recipe, seed, epoch), recipe, seed, "cpu", **rest)
+    train(model, partial(epoch_batches, held, recipe, seed), recipe, seed, "cpu", **rest)
     return model
 
 
@@ -396,15 +397,18 @@ def test_a_resumed_training_ends_with_the_same_bits(augment):
         fresh(config, 0),
         recipe,
         images,
-        save=lambda _, state: states.append(state),
+        save=lambda _, checkpoint: states.append(checkpoint()),
         on_step=lambda *x: losses.append(x),
     )
-    assert [state["step"] for state in states] == [3, 6] and [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
-    kept = torch.load(io.BytesIO(saved(states[0])), weights_only=True)
-    torch.rand(7)  # the global generator is somewhere else
-    again = run(fresh(config, 9), recipe, images, start=kept)
-    for name, tensor in straight.state_dict().items():
-        assert torch.equal(tensor, again.state_dict()[name]), name
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    places = [(state["step"], state["epoch"], state["batches"]) for state in states]
+    assert places == [(1, 0, 1), (2, 0, 2), (3, 0, 3), (4, 1, 1), (5, 1, 2), (6, 1, 3)]
+    for state in states[1:4]:  # within an epoch, at its end, in the next
+        kept = torch.load(io.BytesIO(saved(state)), weights_only=True)
+        torch.rand(7)  # the global generator is somewhere else
+        again = run(fresh(config, 9), recipe, images, start=kept)
+        for name, tensor in straight.state_dict().items():
+            assert torch.equal(tensor, again.state_dict()[name]), name
     assert not torch.equal(straight.norm.weight, run(fresh(config, 0), recipe, images, seed=1).norm.weight)
     with pytest.raises(ValueError, match="another run: it differs in recipe, seed"):
         run(fresh(config, 0), replace(recipe, steps=7), images, seed=1, start=kept)

@@ -93,6 +93,21 @@ def test_intervals_are_disjoint_and_differ_by_at_most_one():
         assert max(sizes) - min(sizes) <= 1
 
 
+@WAYS
+@WORLDS
+def test_an_epoch_may_begin_at_any_batch(uneven, how, world):
+    data = open_set(uneven, TRANSFORM, how, threads=1)
+    for rank in range(world):
+        whole = list(data.epoch(RECIPE, 3, 1, rank, world))
+        for first in (1, 4, 6, 7):
+            rest = list(data.epoch(RECIPE, 3, 1, rank, world, first=first))
+            assert len(rest) == 7 - first and all(map(same, rest, whole[first:]))
+
+
+def same(one: tuple, two: tuple) -> bool:
+    return torch.equal(one[0], two[0]) and torch.equal(one[1], two[1]) and one[2] == two[2]
+
+
 def test_a_worker_without_images_in_a_step_still_takes_it(tmp_path):
     data = open_set(index_of({"a.tar": drawn(0, 8)}, tmp_path / "data"), TRANSFORM, "streamed", threads=1)
     batches = list(data.epoch(RECIPE, 0, 0, rank=2, world=3))
@@ -185,6 +200,8 @@ def test_in_a_stream_others_stand_in_for_undecodable_images(tmp_path):
     for world in (1, 2):
         batches = [list(data.epoch(RECIPE, 0, 0, rank, world)) for rank in range(world)]
         assert [count for *_, count in batches[0]] == [7, 7, 7, 7, 2]
+        for rank, first in ((rank, first) for rank in range(world) for first in range(5)):
+            assert all(map(same, data.epoch(RECIPE, 0, 0, rank, world, first=first), batches[rank][first:]))
         assert all([len(batch[step][0]) for batch in batches] == [len(range(r, count, world)) for r in range(world)]
                    for step, count in enumerate([7, 7, 7, 7, 2]))  # fmt: skip
         parts = [part[:2] for batch in batches for part in batch]

@@ -1,6 +1,7 @@
 """A masked autoencoder trained on real images: what is written and logged, what a kill leaves, what is held out."""
 
 import io
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from ray_jobs.mae_exam import held_out
 from ray_jobs.options import Data, Place
 from ray_jobs.shard_reader import ShardReader
 from ray_jobs.stages import Stage
-from ray_jobs.store import Store
+from ray_jobs.store import Store, parquet_table
 from ray_jobs.workers import Group, run_group
 from tests.ray_jobs.conftest import CLASSES, CPU, real_samples, write_shard
 from tests.ray_jobs.distilling import Alone, one_by_one, one_thread
@@ -56,18 +57,18 @@ def job(cluster, place):
 
 @dataclass(frozen=True)
 class Mortal(Alone):
-    """A worker alone that dies after its first checkpoint, and finds it when it is called again."""
+    """A worker alone that dies after its fourth checkpoint, within the second epoch, and finds it when it is called again."""
 
     kept: list = field(default_factory=list)
 
     def checkpoint(self, own: bool = False) -> dict | None:
-        return torch.load(io.BytesIO(self.kept[0]), weights_only=True) if self.kept else None
+        return torch.load(io.BytesIO(self.kept[-1]), weights_only=True) if self.kept else None
 
     def keep(self, state: dict, own: bool = False) -> None:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         self.kept.append(buffer.getvalue())
-        if len(self.kept) == 1:
+        if len(self.kept) == 4:
             raise InterruptedError
 
     def due(self, since: float) -> bool:
@@ -97,7 +98,7 @@ def test_a_network_is_trained_scored_and_written(job, few, place, tmp_path, caps
     assert Image.open(tmp_path / "out" / "mae.png").width > 400
     history = found.table("history")
     assert history["step"].to_pylist() == [1, 2, 3, 4, 5, 6] and all(np.isfinite(history["curve/loss"]))
-    assert found.table("held_out")["step"].to_pylist() == [3, 6]
+    assert found.table("held_out")["step"].to_pylist() == [1, 2, 3, 4, 5, 6]
 
     monkeypatch.setattr(mae, "run_group", lambda *_: pytest.fail("trains again"))
     run(FEW, data, CPU, place, str(tmp_path / "named.pt"))
@@ -118,10 +119,10 @@ def test_what_a_kill_leaves_goes_on_to_the_bits_of_a_group_of_ray_train(job, few
     with pytest.raises(InterruptedError):
         train_mae(job, index, options)
     found = train_mae(job, index, options)
-    assert "goes on at step 3" in capsys.readouterr().out
+    assert "goes on at step 4" in capsys.readouterr().out
     logged = series(job, "mae")
-    steps = {name: sorted(logged[f"curve/{name}"]) for name in ("loss", "psnr", "held_out_loss", "psnr_harmonic")}
-    assert steps == {"loss": [1, 2, 3, 4, 5, 6], "psnr": [3, 6], "held_out_loss": [3, 6], "psnr_harmonic": [3, 6]}
+    for name in ("loss", "psnr", "held_out_loss", "psnr_harmonic"):
+        assert sorted(logged[f"curve/{name}"]) == [1, 2, 3, 4, 5, 6]
     assert logged["psnr"] == logged["psnr_mean"] == [0]
 
     stage = Stage(Store.at(str(tmp_path)), "mae", 1)
@@ -129,6 +130,24 @@ def test_what_a_kill_leaves_goes_on_to_the_bits_of_a_group_of_ray_train(job, few
     run_group(Group(1, 1, "cpu", stage), mae._work, plan, lambda _: None)
     straight = stage.committed()
     assert {part.name: part.sha256 for part in found.parts} == {name: part.sha256 for name, part in straight.items()}
+
+
+def test_within_an_epoch_it_is_scored_ten_times_and_kept_in_little_of_the_time(tmp_path):
+    class Slow(Alone):
+        def keep(self, state: dict, own: bool = False) -> None:
+            time.sleep(0.2)
+            super().keep(state, own)
+
+    index = index_of({"a.tar": drawn(0, 60)}, tmp_path / "data")
+    options, stage = replace(FEW, steps=25, train_batch=1), Stage(Store.at(str(tmp_path)), "mae", 2)
+    member, began = Slow(0, 1, "cpu", 1, 0.0, lambda _: None), time.monotonic()
+    with one_thread():
+        mae._work(member, Plan(stage, index, options.config, options.recipe, 0, "decoded", False))
+    assert 1 <= len(member.kept) <= 1 + (time.monotonic() - began) / (0.2 / mae.KEEPING)
+    assert member.kept[0]["training"]["epoch"] == 0
+    (scores,) = (part for name, part in stage.committed().items() if name == mae.SCORES)
+    steps = parquet_table(stage.read(scores))["step"].to_pylist()
+    assert steps == [3, 5, 8, 10, 13, 15, 18, 20, 23, 25]
 
 
 @pytest.mark.parametrize("how", ["decoded", "encoded", "streamed"])
