@@ -7,8 +7,9 @@ from dataclasses import replace
 from adq.extractor import input_transform
 from adq.models import SMALL
 from adq.sampling import kept
+from adq.selection import needs
 from adq.training import default_recipe
-from ray_jobs import dynamics, sample
+from ray_jobs import dynamics
 from ray_jobs.actors import pool_size
 from ray_jobs.classifier import Classifier, input_side
 from ray_jobs.evaluate import Wanted
@@ -45,7 +46,7 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
     asked = [Asked(classifier, options.workers) for classifier in classifiers]
     methods = {variant.selection.method for variant in variants}
     features = any(extracts(method, grid.backbone) for method in methods)
-    watching = any("dynamics" in sample.needs(method) for method in methods)
+    watching = any("dynamics" in needs(method) for method in methods)
     epochs = trained_epochs(grid.backbone, index) or 0
     if features or watching:
         backbone = grid.backbone.name(index.side, job.device)

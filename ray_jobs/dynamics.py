@@ -12,14 +12,14 @@ from torch import nn
 from adq.dynamics import Dynamics, Known, Recorder, known
 from adq.extractor import InputTransform, input_transform
 from adq.training import Recipe, TensorImages, default_recipe, predict
-from ray_jobs.classifier import Classifier, Note, fit
+from ray_jobs.classifier import Classifier, fit
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Held, how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
-from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import canonical_json, parquet_table
 from ray_jobs.streaming import Streamed
+from ray_jobs.watch import of_epochs
 from ray_jobs.workers import Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
@@ -114,13 +114,7 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
         parts = stage.committed()
         if PART not in parts:
             group.check()
-            progress = Progress("dynamics", EPOCHS * index.images)
-
-            def on_note(note: Note) -> None:
-                loss = f"epoch {len(note.losses)} of {EPOCHS}, loss {note.losses[-1]:.3f}" if note.losses else ""
-                progress.add(note.images, loss)
-
-            run_group(group, _work, Plan(stage, index, classifier, how), on_note)
+            run_group(group, _work, Plan(stage, index, classifier, how), of_epochs("dynamics", EPOCHS, index.images))
             parts = stage.committed()
         group.clean()
         rows = parts[PART].rows

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
+from adq.selection import needs
 from palette.encodings import ORIGINAL
 from ray_jobs import bins, encode, ingest, weights
 from ray_jobs.budget import DoesNotFit, as_budget, parse_budgets
@@ -28,7 +29,6 @@ from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place, option
 from ray_jobs.payload import tar_bytes
-from ray_jobs.sample import needs
 from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.trainings import Plan, correct_of, facts_of
 

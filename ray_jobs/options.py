@@ -2,11 +2,10 @@
 
 from dataclasses import dataclass, field, fields
 
-from adq.controls import CONTROLS
-from adq.coresets import METHODS
 from adq.images import EXTENSIONS
 from adq.models import LARGE_SIDE, SMALL, default_backbone
 from adq.sampling import ALLOCATIONS, BALANCES
+from adq.selection import ALL_METHODS
 
 
 def option(default, text: str, choices: tuple[str, ...] | None = None, metavar: str | None = None):
@@ -113,7 +112,7 @@ class Backbone:
 class Selection:
     """The method."""
 
-    method: str = option("adq", "adq; dq keeps the same share of every bin; random is stratified; the others are in README's table.", ("adq", *CONTROLS, *METHODS))  # fmt: skip
+    method: str = option("adq", "adq; dq keeps the same share of every bin; random is stratified; the others are in README's table.", ALL_METHODS)  # fmt: skip
     keep: float = option(0.1, "Share of the images kept, above 0 and up to 1.")
     scope: str = option("class", "GraphCut inside each class, or over the whole data set.", ("class", "global"))
     bins: int = option(10, "Number of bins m.")

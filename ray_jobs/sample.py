@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from adq.controls import CONTROLS, permuted, random_bins, reversed_importance
-from adq.coresets import METHODS, Pool
-from adq.sampling import class_table, draw, kept, moved, shares
+from adq.pool import Pool
+from adq.sampling import kept, shares
+from adq.selection import BY_BINS, BY_IMPORTANCE, OF_THE_HEAD, Choice, choose, looks_at, needs
 from ray_jobs.bins import embeddings_by_key
 from ray_jobs.dynamics import dynamics_by_key
 from ray_jobs.ingest import Index
@@ -21,22 +21,6 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
 VERSION = 2
-OF_THE_HEAD = ("prefix", "support-points")  # of each class's GraphCut order: --depth
-BY_IMPORTANCE = ("adq", *CONTROLS)
-BY_BINS = (*BY_IMPORTANCE, "dq")  # a quota for every bin, and a draw inside
-
-
-def needs(method: str) -> frozenset[str]:
-    """Of "embeddings", "bins", "scores" and "dynamics", what a method looks at."""
-    if method in BY_IMPORTANCE:
-        return frozenset({"embeddings", "bins", "scores"})
-    more = {"embeddings"} if "bins" in METHODS[method].needs else set()
-    return METHODS[method].needs | more
-
-
-def _looks_at(method: str) -> frozenset[str]:
-    """What is handed to a method: not the embeddings of which its bins were cut, unless it looks at them itself."""
-    return needs(method) - {"embeddings"} | (METHODS[method].needs if method in METHODS else frozenset())
 
 
 def reads(method: str) -> tuple[str, ...]:
@@ -101,46 +85,24 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         table, pool = _pool(index, seen, method)
-        number = np.zeros(len(pool.keys), dtype=np.int64) if pool.bins is None else np.asarray(pool.bins)
         importance = seen.scores.table("scores")["importance"].to_numpy() if "scores" in needs(method) else None
-        if method == "adq-random-bins":
-            number = random_bins(pool.keys, number, pool.labels, selection.seed)
-        if method == "adq-permuted":
-            importance = permuted(importance, selection.seed)
-        if method == "adq-reversed":
-            importance = reversed_importance(importance)
-        sizes = np.zeros((int(number.max()) + 1, len(index.classes)), dtype=np.int64)
-        np.add.at(sizes, (number, pool.labels), 1)
-        importance = np.zeros(len(sizes)) if importance is None else importance
         alpha = selection.alpha if method in BY_IMPORTANCE else 0.0
-        allocation = selection.allocation if method in BY_IMPORTANCE else "share"
-        dq = class_table(importance, sizes, selection.keep, 0.0, "share", selection.balance, selection.seed)
-        if method in BY_BINS or method == "random":
-            quota = class_table(importance, sizes, selection.keep, alpha, allocation, selection.balance, selection.seed)
-            chosen = draw(pool.keys, number, pool.labels, quota, selection.seed)
-        else:
-            chosen = np.zeros(len(pool.keys), dtype=bool)
-            settings = {"depth": selection.depth} if method in OF_THE_HEAD and selection.depth else {}
-            chosen[METHODS[method].function(pool, kept(selection.keep, len(pool.keys)), selection.seed, **settings)] = (
-                True
-            )
-            quota = np.zeros_like(sizes)
-            np.add.at(quota, (number[chosen], pool.labels[chosen]), 1)
-        drawn = np.zeros_like(sizes)
-        np.add.at(drawn, (number[chosen], pool.labels[chosen]), 1)
-        subset = table.filter(pa.array(chosen))
-        subset = subset.add_column(2, "bin", pa.array(number[chosen], pa.int32()))
+        made = choose(
+            pool, method, selection.keep, selection.seed, importance, alpha, selection.allocation, selection.balance,
+            selection.depth,
+        )  # fmt: skip
+        subset = table.filter(pa.array(made.chosen))
+        subset = subset.add_column(2, "bin", pa.array(made.bins[made.chosen], pa.int32()))
         parts = [
-            stage.commit_table(
-                "quotas", _quota_table(importance, sizes, quota, drawn, kept(selection.keep, len(pool.keys)), alpha)
-            ),
+            stage.commit_table("quotas", _quota_table(made, kept(selection.keep, len(pool.keys)), alpha)),
             stage.commit_table("subset", subset),
         ]
-        per_class = drawn.sum(axis=0)[sizes.sum(axis=0) > 0]
+        per_class = made.drawn.sum(axis=0)[made.sizes.sum(axis=0) > 0]
         summary = {
-            "images": int(chosen.sum()), "moved": round(moved(quota.sum(axis=1), dq.sum(axis=1)), 6),
+            "images": int(made.chosen.sum()), "moved": round(made.moved, 6),
             "smallest_class": int(per_class.min()), "largest_class": int(per_class.max()),
-            "quotas": quota.sum(axis=1).tolist(), "dq_quotas": dq.sum(axis=1).tolist(), "sizes": sizes.sum(axis=1).tolist(),
+            "quotas": made.quota.sum(axis=1).tolist(), "dq_quotas": made.dq.sum(axis=1).tolist(),
+            "sizes": made.sizes.sum(axis=1).tolist(),
         }  # fmt: skip
         if not per_class.min() and not quiet:
             print(f"warning: {int((per_class == 0).sum())} classes keep no image; raise --keep")
@@ -169,7 +131,7 @@ def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
         order = seen.bins.table("bins", ["key", "bin", "rank"])
         keys, bins, ranks = order["key"], order["bin"].to_numpy(), order["rank"].to_numpy()
         table = table.filter(pc.is_in(table["key"], value_set=keys.combine_chunks()))
-    if "embeddings" in _looks_at(method):
+    if "embeddings" in looks_at(method):
         embeddings, keys = seen.embeddings()
         table = table.filter(pc.is_in(table["key"], value_set=pa.array(keys)))
     if "dynamics" in wanted:
@@ -179,11 +141,12 @@ def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
     return table, Pool(table["key"].to_pylist(), labels, embeddings, bins, ranks, dynamics, len(index.classes))
 
 
-def _quota_table(importance, sizes, quota, drawn, total: int, alpha: float) -> pa.Table:
+def _quota_table(made: Choice, total: int, alpha: float) -> pa.Table:
     """A row for every bin and class; share is the bin's real-valued share of its images before rounding."""
-    wanted = shares(importance, sizes.sum(axis=1), total, alpha) / np.maximum(sizes.sum(axis=1), 1)
-    bins, classes = np.indices(sizes.shape)
+    in_bins = made.sizes.sum(axis=1)
+    wanted = shares(made.importance, in_bins, total, alpha) / np.maximum(in_bins, 1)
+    bins, classes = np.indices(made.sizes.shape)
     return pa.table({
-        "bin": bins.ravel().astype(np.int32), "class": classes.ravel().astype(np.int32), "size": sizes.ravel(),
-        "share": np.repeat(wanted, sizes.shape[1]), "quota": quota.ravel(), "drawn": drawn.ravel(),
+        "bin": bins.ravel().astype(np.int32), "class": classes.ravel().astype(np.int32), "size": made.sizes.ravel(),
+        "share": np.repeat(wanted, made.sizes.shape[1]), "quota": made.quota.ravel(), "drawn": made.drawn.ravel(),
     })  # fmt: skip

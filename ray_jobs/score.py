@@ -2,7 +2,7 @@
 discriminator (trained once for all bins), ratios (eq. 5, exact, by actors over parts of bins), score (put together)."""
 
 import io
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,20 +11,8 @@ import pyarrow.compute as pc
 import ray
 import torch
 
-from adq.diversity import (
-    Discriminator,
-    bootstrap_error,
-    cosines,
-    diversity,
-    halves,
-    project,
-    ratios,
-    retrieval,
-    top_share,
-    train_discriminator,
-)  # fmt: skip
-from adq.importance import importance, normalize
-from adq.randomness import numpy_generator
+from adq.diversity import Discriminator
+from adq.scores import COLUMNS, Stored, bin_scores, discriminate, image_scores
 from ray_jobs.actors import cause, map_actors, pool_size
 from ray_jobs.bins import matrix, sorted_features
 from ray_jobs.options import Selection
@@ -35,37 +23,10 @@ from ray_jobs.store import parquet_bytes, parquet_table
 VERSION = 1
 TRAINING = 2  # of the discriminator
 BLOCK = 4096  # rows of a bin that are one task
-RETRIEVAL_LIMIT = 1000
-SCORE_COLUMNS = (
-    "bin", "size", "representativeness", "representativeness_se", "diversity", "diversity_se", "top_1_percent_share",
-    "representativeness_normalized", "diversity_normalized", "importance",
-)  # fmt: skip
+PROJECTED = ("by_0", "by_1", "own_view")
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
-
-
-@dataclass(frozen=True)
-class Stored:
-    """Features as they are stored, columns side by side; float32 where rows are taken. See `adq.diversity.Features`."""
-
-    columns: tuple[np.ndarray, ...]  # [N, .] each, float32 or float16
-    rows: np.ndarray | None = None  # those that are meant, int64 [n]; all by default
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self), sum(column.shape[1] for column in self.columns)
-
-    def __len__(self) -> int:
-        return len(self.columns[0]) if self.rows is None else len(self.rows)
-
-    def __getitem__(self, wanted: slice | torch.Tensor) -> torch.Tensor:
-        wanted = wanted if isinstance(wanted, slice) else wanted.numpy()
-        rows = wanted if self.rows is None else self.rows[wanted]
-        return torch.from_numpy(np.concatenate([column[rows].astype(np.float32) for column in self.columns], axis=1))
-
-    def of(self, rows: np.ndarray) -> "Stored":
-        return Stored(self.columns, rows)
 
 
 def _inputs(extract: Manifest) -> tuple[list[str], Stored, Stored]:
@@ -91,41 +52,21 @@ def _inputs(extract: Manifest) -> tuple[list[str], Stored, Stored]:
     return order.to_pylist(), Stored((embedding, pooled)), Stored((view, view_pooled))
 
 
-def _train(
-    extract: Manifest, config: Discriminator, seed: int, threads: int, device: str
-) -> tuple[bytes, pa.Table, dict]:
+def _train(extract: Manifest, config: Discriminator, seed: int, threads: int) -> tuple[bytes, pa.Table, dict]:
     """Both heads, every image projected by them, and how well they learned. Runs in a Ray task of its own."""
     torch.set_num_threads(threads)
     keys, images, views = _inputs(extract)
-    side = halves(keys, seed)
-    projected, own_view = [], torch.empty(len(keys), config.dim)
-    states, summary = {}, {"images": len(keys)}
-    found = {"before": [], "after": []}
-    losses = np.zeros((2, config.steps))
-    for half in (0, 1):
-        mine, other = np.flatnonzero(side == half), np.flatnonzero(side != half)
-
-        def on_step(step: int, loss: float, half: int = half) -> None:
-            losses[half, step] = loss
-
-        own, others = (images.of(mine), views.of(mine)), (images.of(other), views.of(other))
-        untrained = train_discriminator(*own, Discriminator(**{**asdict(config), "steps": 0}), seed, str(half))
-        head = train_discriminator(*own, config, seed, str(half), on_step)
-        found["before"].append(retrieval(untrained, *others, RETRIEVAL_LIMIT))
-        found["after"].append(retrieval(head, *others, RETRIEVAL_LIMIT))
-        projected.append(project(head, images))
-        own_view[torch.from_numpy(other)] = project(head, views.of(other))
-        states |= {f"{half}.{name}": value for name, value in head.state_dict().items()}
-    summary |= {f"retrieval_{when}": round(float(np.mean(v)), 4) for when, v in found.items()}
-    summary |= {"loss": [round(float(loss), 5) for loss in losses.mean(axis=0)]}
+    made = discriminate(keys, images, views, config, seed)
+    summary = {"images": len(keys)} | {f"retrieval_{when}": round(v, 4) for when, v in made.retrieval.items()}
+    summary |= {"loss": [round(float(loss), 5) for loss in made.losses.mean(axis=0)]}
     if config.steps:
-        summary |= {"loss_first": summary["loss"][0], "loss_last": round(float(losses[:, -10:].mean()), 5)}
-    columns = [pa.array(keys), pa.array(side, pa.int8())]
-    for values in (*projected, own_view):
-        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(values.numpy().ravel()), config.dim))
+        summary |= {"loss_first": summary["loss"][0], "loss_last": round(float(made.losses[:, -10:].mean()), 5)}
+    columns = [pa.array(keys), pa.array(made.projected["half"], pa.int8())]
+    for name in PROJECTED:
+        columns.append(pa.FixedSizeListArray.from_arrays(pa.array(made.projected[name].ravel()), config.dim))
     buffer = io.BytesIO()
-    torch.save(states, buffer)
-    return buffer.getvalue(), pa.table(columns, names=["key", "half", "by_0", "by_1", "own_view"]), summary
+    torch.save(made.heads, buffer)
+    return buffer.getvalue(), pa.table(columns, names=["key", "half", *PROJECTED]), summary
 
 
 def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manifest:
@@ -139,7 +80,7 @@ def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manife
     def work(stage: Stage) -> tuple[list[Part], dict]:
         task = ray.remote(num_cpus=min(job.compute.threads, job.cluster.cpus), max_retries=3)(_train)
         try:
-            state, table, summary = ray.get(task.remote(extract, config, selection.seed, job.compute.threads, "cpu"))
+            state, table, summary = ray.get(task.remote(extract, config, selection.seed, job.compute.threads))
         except ray.exceptions.RayTaskError as error:
             raise cause(error) from error
         parts = [
@@ -173,20 +114,9 @@ class RatioActor:
     def work(self, projected: list[ray.ObjectRef], name: str, members: np.ndarray, start: int) -> Part:
         """Args: members: positions [n] of the bin's images, in key order. start: first row of the block."""
         self.ready(projected)
-        rows = members[start : start + BLOCK]
-        ratio, cosine = np.empty(len(rows)), np.empty(len(rows))
-        for half in (0, 1):
-            mine = np.flatnonzero(self.data["half"][rows] == half)
-            if not len(mine):
-                continue
-            # An image is scored by the discriminator that was trained on the other half, and so are its negatives.
-            projected = torch.from_numpy(self.data[f"by_{1 - half}"][members])
-            views = torch.zeros_like(projected)
-            at = torch.from_numpy(mine + start)
-            views[at] = torch.from_numpy(self.data["own_view"][rows[mine]])
-            ratio[mine] = ratios(projected, views, at, self.temperature).numpy()
-            cosine[mine] = cosines(projected, at).numpy()
-        return self.stage.commit_table(name, pa.table({"position": rows, "ratio": ratio, "cosine": cosine}))
+        rows = slice(start, start + BLOCK)
+        ratio, cosine = image_scores(self.data, members, rows, self.temperature)
+        return self.stage.commit_table(name, pa.table({"position": members[rows], "ratio": ratio, "cosine": cosine}))
 
 
 def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selection) -> Manifest:
@@ -216,9 +146,7 @@ def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selecti
             progress.add(part.rows)
 
         if missing:
-            columns = {name: matrix(table, name) for name in ("by_0", "by_1", "own_view")} | {
-                "half": table["half"].to_numpy()
-            }
+            columns = {name: matrix(table, name) for name in PROJECTED} | {"half": table["half"].to_numpy()}
             arguments = (stage, selection.temperature, job.compute.threads)
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(RatioActor, arguments, missing, size, job.compute, "cpu", on_done, columns)
@@ -228,7 +156,7 @@ def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selecti
 
 
 def run(job: "Job", extract: Manifest, bins: Manifest, selection: Selection) -> Manifest:
-    """The scores of every bin: part "scores" has the columns of SCORE_COLUMNS."""
+    """The scores of every bin: part "scores" has the columns of COLUMNS."""
     trained = discriminator(job, extract, selection)
     ratio_stage = bin_ratios(job, bins, trained, selection)
     stage = Stage(
@@ -243,7 +171,12 @@ def run(job: "Job", extract: Manifest, bins: Manifest, selection: Selection) -> 
         ratio, cosine = np.empty(len(number)), np.empty(len(number))
         position = per_image["position"].to_numpy()
         ratio[position], cosine[position] = per_image["ratio"].to_numpy(), per_image["cosine"].to_numpy()
-        table = _scores(number, texture, ratio, cosine, selection)
+        table = pa.table(
+            bin_scores(
+                number, selection.bins, texture, ratio, cosine, selection.seed, selection.diversity, selection.score_norm,
+                selection.scores,
+            )
+        )  # fmt: skip
         columns = table.select(["representativeness", "diversity", "importance"]).to_pydict()
         return [stage.commit_table("scores", table)], {"bins": selection.bins} | columns
 
@@ -251,32 +184,8 @@ def run(job: "Job", extract: Manifest, bins: Manifest, selection: Selection) -> 
         from ray_jobs import figures
 
         table = manifest.table("scores").to_pydict()
-        names = [name for name in SCORE_COLUMNS if name not in ("bin", "size")]
+        names = [name for name in COLUMNS if name not in ("bin", "size")]
         run.metric_series([(n, {f"bin_{name}": table[name][n] for name in names}) for n in range(len(table["bin"]))])
-        run.figure(figures.bin_scores({name: np.array(table[name]) for name in SCORE_COLUMNS}), "figures/scores.png")
+        run.figure(figures.bin_scores({name: np.array(table[name]) for name in COLUMNS}), "figures/scores.png")
 
     return job.stage(stage, work, what="bins", log=log)
-
-
-def _scores(
-    number: np.ndarray, texture: np.ndarray, ratio: np.ndarray, cosine: np.ndarray, selection: Selection
-) -> pa.Table:
-    rows = []
-    for n in range(selection.bins):
-        mine = np.flatnonzero(number == n)
-        if not len(mine):
-            raise ValueError(f"bin {n} is empty: every class has fewer images than bins; lower --bins")
-
-        def div(chosen: np.ndarray, mine: np.ndarray = mine) -> float:
-            return diversity(ratio[mine[chosen]], cosine[mine[chosen]], selection.diversity)
-
-        def rep(chosen: np.ndarray, mine: np.ndarray = mine) -> float:
-            return float(texture[mine[chosen]].mean())
-
-        everything = np.arange(len(mine))
-        errors = [bootstrap_error(f, len(mine), numpy_generator(selection.seed, "bootstrap", n)) for f in (rep, div)]
-        rows.append((n, len(mine), rep(everything), errors[0], div(everything), errors[1], top_share(ratio[mine])))
-    columns = [np.array(column) for column in zip(*rows, strict=True)]
-    scores = [normalize(columns[i], selection.score_norm) for i in (2, 4)]
-    total = importance(columns[2], columns[4], selection.score_norm, selection.scores)
-    return pa.table(dict(zip(SCORE_COLUMNS, [*columns, *scores, total], strict=True)))

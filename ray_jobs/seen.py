@@ -6,11 +6,12 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from adq.models import SMALL
+from adq.selection import needs
 from ray_jobs import bins, decode, dynamics, extract, score, weights
 from ray_jobs.actors import pool_size
 from ray_jobs.ingest import Index
 from ray_jobs.options import Backbone, Selection
-from ray_jobs.sample import Seen, needs
+from ray_jobs.sample import Seen
 from ray_jobs.stages import Manifest
 from ray_jobs.weights import Extractor
 

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING
 from ray_jobs.progress import Progress
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
+    from collections.abc import Callable
+
+    from ray_jobs.classifier import Note
     from ray_jobs.mlflow_run import Run
 
 
@@ -34,3 +37,14 @@ class Watch:
         shown = ", ".join(f"{name} {value:.4g}" for name, value in note.rows[-1][1].items()) if note.rows else ""
         self.progress.add(note.step - self.done, shown)
         self.done = note.step
+
+
+def of_epochs(name: str, epochs: int, images: int) -> "Callable[[Note], None]":
+    """What takes the notes of one network that a group trains for so many epochs, and shows how far it is."""
+    progress = Progress(name, epochs * images)
+
+    def take(note: "Note") -> None:
+        loss = f"epoch {len(note.losses)} of {epochs}, loss {note.losses[-1]:.3f}" if note.losses else ""
+        progress.add(note.images, loss)
+
+    return take

@@ -16,13 +16,13 @@ from adq.extractor import InputTransform, head_size, input_transform, load_weigh
 from adq.models import LARGE_FORMS, SMALL, build, zoo
 from adq.shards import absolute, file_info, open_file
 from adq.training import default_recipe
-from ray_jobs.classifier import Classifier, Note, count_correct, fit
+from ray_jobs.classifier import Classifier, count_correct, fit
 from ray_jobs.ingest import Index
 from ray_jobs.loading import how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
-from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import canonical_json, parquet_table, sha256
+from ray_jobs.watch import of_epochs
 from ray_jobs.workers import Group, Member, run_group
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
@@ -159,13 +159,7 @@ def _train(job: "Job", index: Index, arch: str, side: int, epochs: int, workers:
         parts = stage.committed()
         if "weights.pt" not in parts:
             group.check()
-            progress = Progress("weights", epochs * index.images)
-
-            def on_note(note: Note) -> None:
-                loss = f"epoch {len(note.losses)} of {epochs}, loss {note.losses[-1]:.3f}" if note.losses else ""
-                progress.add(note.images, loss)
-
-            run_group(group, _work, Training(stage, index, classifier, how), on_note)
+            run_group(group, _work, Training(stage, index, classifier, how), of_epochs("weights", epochs, index.images))
             parts = stage.committed()
         group.clean()
         facts = json.loads(parquet_table(stage.read(parts["training"])).schema.metadata[b"summary"])

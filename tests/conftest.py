@@ -32,6 +32,16 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture
+def settled_arithmetic(one_thread: None) -> Iterator[None]:
+    """What an actor sets for its process (`adq.process.settle`) ends with the test."""
+    import torch
+
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+
+
 @pytest.fixture(scope="session")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of an empty bucket behind a real S3 API: moto's server in a process of its own, on loopback."""

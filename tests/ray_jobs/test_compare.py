@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from adq.container import pack
+from adq.extractor import input_transform
 from adq.features import load
 from adq.models import build
+from adq.training import TensorImages, correct
 from ray_jobs import compare, compress, evaluate, ingest, rank, relabel, weights
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
@@ -19,6 +21,8 @@ from ray_jobs.payload import payload_bytes
 from ray_jobs.selections import Exchange, chosen_keys, run_export, run_import
 from ray_jobs.store import parquet_table
 from ray_jobs.tracking import open_tracker
+from tests.bench import without_ray
+from tests.bench.without_ray import read_split
 from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, tars, write_shard
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
@@ -79,6 +83,34 @@ def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(co
 def assert_told(out, choice: str, written, index) -> None:
     told = chosen_keys(str(out), index, choice)
     assert told == chosen_keys(str(written), index) and len(told) == 75
+
+
+def test_pytorch_alone_chooses_and_trains_the_same(compared, shards, one_thread):
+    """tests.bench.without_ray is `compare` on a machine without Ray: the same images, the same accuracy."""
+    split = read_split(sorted(shards.glob("part-*[012].tar")), 32)
+    test = read_split([shards / "part-000003.tar"], 32).images
+    wanted, place = grid(shards, compared / "out"), Place(store=str(compared / "runs"))
+    with opened(place, CPU, "again", ["again"]) as job:
+        index = ingest.run(job, wanted.data)
+    seen = {bins: without_ray.seen(split, without_ray.look(split, NETWORK, 1, bins, 0, "cpu")) for bins in (5, 10)}
+    rows = parquet_table((compared / "out" / "runs.parquet").read_bytes()).to_pylist()
+    top1 = {(row["method"], row["keep"], row["seed"]): row["top1"] for row in rows}
+    for method, keep, seed in (
+        ("dq", 0.1, 1),
+        ("adq:alpha=1:bins=5", 0.05, 0),
+        ("herding", 0.1, 0),
+        ("random", 0.05, 1),
+    ):
+        bins = 5 if "bins=5" in method else 10
+        made = without_ray.choice(seen[bins], method.replace(":bins=5", ""), keep, seed)
+        mine = np.flatnonzero(made.chosen)
+        choice = f"{method} keep {keep:g} seed {seed}"
+        assert [split.keys[row] for row in mine] == sorted(chosen_keys(str(compared / "out"), index, choice)), choice
+        part = TensorImages(split.images.batch(mine), split.images.labels[mine])
+        recipe = wanted.evaluation.recipe_for(NETWORK, 32)
+        model = without_ray.trained(NETWORK, len(CLASSES), part, recipe, seed, "cpu")
+        right = correct(model, test, np.arange(len(test)), input_transform(NETWORK, 32), "cpu")
+        assert right.mean() == top1[method, keep, seed], choice
 
 
 def test_a_selection_of_a_comparison_is_exported_by_its_name(compared, shards, tmp_path):

@@ -1,12 +1,11 @@
 """What `fill` does, without Ray."""
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from adq import patches
@@ -22,13 +21,7 @@ from ray_jobs.store import Store
 from tests.ray_jobs.conftest import CPU, members
 from tests.ray_jobs.images import drawn, index_of
 
-
-@pytest.fixture(autouse=True)
-def settled(one_thread) -> Iterator[None]:
-    """What an actor sets for its process ends with the test."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
+pytestmark = pytest.mark.usefixtures("settled_arithmetic")
 
 
 def with_gaps(start: int, stop: int) -> list[tuple[str, bytes, int]]:

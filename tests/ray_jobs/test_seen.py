@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from adq.selection import looks_at
 from ray_jobs import sample, seen
 from ray_jobs.cluster import Cluster
 from ray_jobs.evaluate import Evaluation
@@ -64,7 +65,7 @@ def test_embeddings_stay_where_they_are_where_bins_are_enough(tmp_path, monkeypa
     monkeypatch.setattr(Seen, "embeddings", lambda _: pytest.fail("read"))
     _, pool = sample._pool(index, Seen(bins=SimpleNamespace(table=lambda *_: cut)), method)
     assert pool.embeddings is None and pool.bins.tolist() == [0, 1, 2] * 3
-    assert {"embeddings", "bins"} <= sample._looks_at("support-points")
+    assert {"embeddings", "bins"} <= looks_at("support-points")
 
 
 @pytest.fixture
