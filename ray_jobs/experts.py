@@ -103,6 +103,7 @@ class Plan:
     seed: int
     device: str
     threads: int
+    decoders: int  # threads that decode, which decide no result
     leave_out: bool
     checkpoint_seconds: float
 
@@ -118,7 +119,7 @@ class Trainer:
         """Load the images, once an actor."""
         if self.images is None:
             plan = self.plan
-            self.images = open_set(plan.index, plan.transform, "decoded", plan.threads, plan.leave_out).images
+            self.images = open_set(plan.index, plan.transform, "decoded", plan.decoders, plan.leave_out).images
 
     def work(self, shared: list, number: int, stage: Stage) -> int:
         """Train an expert, from its checkpoint where there is one, and commit it."""
@@ -238,7 +239,8 @@ def train(
                 f"twice {index.images:,} images of {side} pixels",
                 "give a smaller --image-size",
             )
-            plan = Plan(index, transform, recipe, options.expert_seed, job.device, job.compute.threads, leave_out,
+            decoders = max(job.compute.threads, job.decoders)
+            plan = Plan(index, transform, recipe, options.expert_seed, job.device, job.compute.threads, decoders, leave_out,
                         checkpoint_seconds)  # fmt: skip
             size = pool_size(job.cluster, job.compute, job.device, len(missing))
             map_actors(Trainer, (plan,), missing, size, job.compute, job.device, on_done)

@@ -6,6 +6,7 @@ which runs in batches on the device; its result is a cache to train on, and its 
 
 import io
 from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ from adq.reconstruction import reconstruct
 from adq.shards import DataSet, absolute, chunks, file_info, join, open_file, read_samples, tar_bytes
 from ray_jobs import ingest, write
 from ray_jobs.accuracy import as_bytes
-from ray_jobs.actors import map_actors, pool_size
+from ray_jobs.actors import cpus_each, map_actors, pool_size
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.ingest import COPY, Index, full_key, undecodable
 from ray_jobs.job import opened
@@ -68,6 +69,7 @@ class Plan:
     device: str
     batch_size: int
     threads: int
+    decoders: int  # threads that read and write images beside the network, which decide no result
 
 
 class Filler:
@@ -75,7 +77,7 @@ class Filler:
 
     def __init__(self, plan: Plan):
         settle(plan.threads)
-        self.plan = plan
+        self.plan, self.threads = plan, ThreadPoolExecutor(plan.decoders)
         self.model: MAE | None = None
 
     def ready(self, weights: list) -> None:
@@ -97,7 +99,7 @@ class Filler:
         errors: list[tuple[str, str, str]] = []
         count = 0
         for batch in chunks(read_samples(self.plan.data, shard), self.plan.batch_size):
-            kept = [_kept(sample.get("patches")) for sample in batch]
+            kept = list(self.threads.map(_kept, (sample.get("patches") for sample in batch)))
             errors += [
                 (shard, full_key(shard, sample["__key__"], self.plan.key_prefix), str(one))
                 for sample, one in zip(batch, kept, strict=True) if isinstance(one, ValueError)
@@ -125,10 +127,9 @@ class Filler:
         for members in groups.values():
             pixels = torch.from_numpy(np.stack([kept[i].pixels for i in members]))
             known = torch.from_numpy(np.stack([kept[i].known for i in members]))
-            for i, image in zip(members, self._filled(pixels, known), strict=True):
-                buffer = io.BytesIO()
-                Image.fromarray(image.numpy()).save(buffer, "PNG", compress_level=1)
-                out[i] = buffer.getvalue()
+            whole = self._filled(pixels, known).numpy()
+            for i, made in zip(members, self.threads.map(_png, whole), strict=True):
+                out[i] = made
         return out
 
     def _filled(self, pixels: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
@@ -143,6 +144,12 @@ def _kept(data: bytes | None) -> Patches | ValueError | None:
         return None if data is None else patches.decode(data)
     except ValueError as error:
         return error
+
+
+def _png(image: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
@@ -181,9 +188,10 @@ def make(job: "Job", index: Index, filling: Filling, out: str) -> Manifest:
             progress.add(part.rows)
 
         if missing:
+            decoders = max(1, int(cpus_each(compute, device, job.cluster.sizes)))
             plan = Plan(
-                stage, index.data, index.key_prefix, filling.filler, device, compute.batch_size, compute.threads
-            )
+                stage, index.data, index.key_prefix, filling.filler, device, compute.batch_size, compute.threads, decoders
+            )  # fmt: skip
             size = pool_size(job.cluster, compute, device, len(missing))
             tasks = [(shard, counts[shard]) for shard in missing]
             map_actors(Filler, (plan,), tasks, size, compute, device, on_done, weights or None)

@@ -1,4 +1,4 @@
-"""What a person sees while a stage works: images done, rate, time left. Quiet where the output is no terminal."""
+"""What a person sees while a stage works: images done, rate, time left; in the log of a job a line now and then."""
 
 import sys
 import time
@@ -14,30 +14,38 @@ def clock(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+FIRST, LONGEST = 60.0, 600.0  # seconds between the lines of a log: at first, and at most
+LIVE = 0.2  # and between two states of a terminal's line
+
+
 class Progress:
-    """One stage's line: rewritten while it works, left as a summary when it is done."""
+    """One stage's line: rewritten while it works, left as a summary when it is done. A log has a line a minute, later fewer."""
 
     def __init__(self, name: str, total: int | None = None, unit: str = "images"):
         self.name, self.total, self.unit = name, total, unit
         self.done = 0
         self.started = self.shown = time.monotonic()
         self.live = sys.stderr.isatty()
+        self.every = LIVE if self.live else FIRST
 
     def add(self, count: int = 1, note: str = "") -> None:
         self.done += count
         now = time.monotonic()
-        if not self.live or now - self.shown < 0.2:
+        if now - self.shown < self.every:
             return
         self.shown = now
         rate = self.done / max(now - self.started, 1e-9)
         text = f"{self.name:<10} {self.done:,}"
-        if self.total:
-            left = (self.total - self.done) / rate if rate else 0
-            text += f" of {self.total:,} {self.unit}  {rate:,.0f}/s  {clock(left)} left"
+        text += f" of {self.total:,} {self.unit}" if self.total else f" {self.unit}"
+        text += f"  {rate:,.0f}/s" if rate >= 10 else f"  {rate:.2g}/s"
+        if self.total and rate:
+            text += f"  {clock((self.total - self.done) / rate)} left"
+        if self.live:
+            sys.stderr.write(f"\r\033[K{text}  {note}")
+            sys.stderr.flush()
         else:
-            text += f" {self.unit}  {rate:,.0f}/s"
-        sys.stderr.write(f"\r\033[K{text}  {note}")
-        sys.stderr.flush()
+            print(f"{text}  {note}".rstrip(), file=sys.stderr, flush=True)
+            self.every = min(LONGEST, 1.5 * self.every)
 
     @property
     def seconds(self) -> float:

@@ -31,7 +31,7 @@ def with_gaps(start: int, stop: int) -> list[tuple[str, bytes, int]]:
 
 
 def filler(data: DataSet, out: Path, key_prefix: str = "none") -> Filler:
-    return Filler(Plan(Stage(Store.at(str(out)), "fill", 1), data, key_prefix, "mean", "cpu", 4, 1))
+    return Filler(Plan(Stage(Store.at(str(out)), "fill", 1), data, key_prefix, "mean", "cpu", 4, 1, 2))
 
 
 def test_damaged_containers_are_named_with_shard_and_key(tmp_path):
