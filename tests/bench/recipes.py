@@ -4,7 +4,7 @@
     python -m tests.bench.recipes --recipe cifar10 imagenet --arch resnet18 vit --overfit 32 --steps 60 [--out FILE]
 
 One JSON line a seed, then the mean; to --out, which keeps what it has. The last weights count, or their average where the recipe
-asks for it. --overfit trains on so many images and tests on the same: a recipe that cannot learn them by heart is broken.
+asks for it. --overfit trains on so many images of all classes and tests on the same: a recipe that cannot learn them by heart is broken.
 """
 
 import argparse
@@ -41,8 +41,10 @@ def wanted_recipe(options: argparse.Namespace, name: str, arch: str) -> Recipe:
 def one(
     name: str, arch: str, recipe: Recipe, data: TensorImages, test: TensorImages, seed: int, device: str
 ) -> dict:  # fmt: skip
-    """Train and test a network."""
+    """Train and test a network. Raises ValueError for images of one class, which any network knows."""
     side, classes = data.images.shape[-1], int(data.labels.max()) + 1
+    if classes < 2 or len(np.unique(data.labels)) < 2:
+        raise ValueError(f"{len(data)} images of one class: there is nothing to learn")
     with global_draws(seed, "initial weights", arch):
         model = build(arch, classes, side)
     per_epoch = steps_per_epoch(len(data), recipe.batch_size)
@@ -63,10 +65,17 @@ def one(
     trained = time.perf_counter()
     right = correct(model, test, np.arange(len(test)), transform, device)
     return {
-        "recipe": name, "arch": arch, "seed": seed, "images": len(data), "steps": total,
+        "recipe": name, "arch": arch, "seed": seed, "images": len(data), "classes": classes, "steps": total, "side": side,
+        "first_loss": round(losses[0], 4),
         "loss": round(statistics.fmean(losses[-100:]), 4), "top1": round(100 * float(right.mean()), 2),
         "train_seconds": round(trained - began, 1), "test_seconds": round(time.perf_counter() - trained, 1),
     }  # fmt: skip
+
+
+def across_classes(data: TensorImages, count: int) -> TensorImages:
+    """Every n-th image: keys are in the order of the classes."""
+    rows = np.linspace(0, len(data) - 1, count).astype(np.int64)
+    return TensorImages(data.batch(rows), data.labels[rows])
 
 
 def main() -> None:
@@ -92,7 +101,7 @@ def main() -> None:
         keep_freed_memory()
     data = examples(*load(options.data, "train", 1 if options.overfit else options.shards))
     if options.overfit:
-        data = test = TensorImages(data.images[: options.overfit], data.labels[: options.overfit])
+        data = test = across_classes(data, options.overfit)
     else:
         test = examples(*load(options.data, "val", len(list(options.data.glob("*val-*.tar")))))
     for name, arch in itertools.product(options.recipe, options.arch):
