@@ -45,7 +45,7 @@ def as_lines(found: list[Cell]) -> str:
 
 
 def _points(mean: float, half: float) -> str:
-    return f"{100 * mean:+.1f} ± {100 * half:.1f}"
+    return f"{100 * mean:+.1f}" + (f" ± {100 * half:.1f}" if half == half else "")
 
 
 def main() -> None:

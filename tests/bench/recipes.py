@@ -4,7 +4,7 @@
     python -m tests.bench.recipes --recipe cifar10 imagenet --arch resnet18 vit --overfit 32 --steps 60 [--out FILE]
 
 One JSON line a seed, then the mean; to --out, which keeps what it has. The last weights count, or their average where the recipe
-asks for it. --overfit trains on so many images of all classes and tests on the same: a recipe that cannot learn them by heart is broken.
+asks for it. --overfit trains on so many images, of all classes, and tests on the same: what cannot learn them by heart is broken.
 """
 
 import argparse

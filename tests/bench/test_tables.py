@@ -1,11 +1,18 @@
 """The tables without Ray: a line a training, none twice, none that there is no time for."""
 
 import json
+import subprocess
 import sys
+from argparse import Namespace
 
+import numpy as np
 import pytest
 
+from adq.pool import Pool
+from adq.recipe import Recipe
+from adq.selection import choose
 from tests.bench import tables
+from tests.bench.without_ray import OutOfTime
 from tests.ray_jobs.conftest import real_samples, write_shard
 
 NETWORK = "convnet-d2-w8"
@@ -41,7 +48,7 @@ def call(tmp_path, monkeypatch, settled_arithmetic):
 
 
 def test_lines_are_made_once_and_told(call, tmp_path, capsys):
-    first = call("--methods", "random", "adq:alpha=1", "--seeds", "1")
+    first = call("--methods", "random", "adq:alpha=1", "--seeds", "1", "--extractors", "1")
     assert [(line["method"], line["seed"], line["images"]) for line in first] == [
         ("random", 0, 30),
         ("adq:alpha=1", 0, 30),
@@ -59,16 +66,80 @@ def test_lines_are_made_once_and_told(call, tmp_path, capsys):
     assert "| 10 % | adq:alpha=1 | 30 |" in told and NETWORK in told and "| 2 |" in told
 
 
-def test_nothing_is_begun_that_would_not_be_done(call, capsys):
-    # The first training tells how long one takes.
-    done = call("--methods", "random", "dq", "--seeds", "1", "--seconds", "0.001")
-    assert len(done) < 2 and f"no time for {NETWORK} " in capsys.readouterr().out
-    assert len(call("--methods", "random", "dq", "--seeds", "1", "--seconds", "600")) == 2
+def test_without_time_nothing_is_begun(call, tmp_path):
+    assert call("--methods", "random", "--seeds", "1", "--seconds", "0.001") == []
+    assert not list((tmp_path / "work").glob("seen-*"))
+    assert len(call("--methods", "random", "--seeds", "1", "--seconds", "600")) == 1
 
 
-def test_what_cannot_be_is_said(call, capsys):
+def test_a_training_that_is_out_of_time_goes_on_to_the_same_accuracy(call, tmp_path, monkeypatch):
+    (line,) = call("--methods", "random", "--seeds", "1")
+    options = Namespace(data=tmp_path, shards=None, side=32, threads=1)
+    monkeypatch.setattr(tables, "_held", {})
+    tables._open(tmp_path / "work", options)
+    recipe = Recipe(**line["settings"]["recipe"])
+    rows = np.flatnonzero(draws(tables._held["train"], 30))
+    told = {name: value for name, value in line.items() if name not in ("top1", "train_seconds")}
+    out, state, stopped = tmp_path / "again.jsonl", tmp_path / "state.pt", 0
+    while True:
+        try:
+            again = tables._train_and_test(told, recipe, rows, state, 0.0, out, "cpu")
+            break
+        except OutOfTime:
+            stopped += 1
+            assert state.exists() and not out.exists()
+    assert stopped == 4, "one step an epoch"
+    assert again["top1"] == line["top1"] and again["train_seconds"] > 0 and not state.exists()
+    assert [json.loads(text) for text in out.read_text().splitlines()] == [again]
+
+
+def draws(split, count: int) -> np.ndarray:
+    """What `random` keeps with seed 0."""
+    return choose(Pool(split.keys, split.images.labels), "random", count / len(split.keys), 0).chosen
+
+
+def test_another_data_set_of_the_same_shape_is_not_taken_for_this_one(call, tmp_path):
+    (line,) = call("--methods", "random", "--seeds", "1")
+    other = tmp_path / "other" / tmp_path.name
+    other.mkdir(parents=True)
+    for name, part in (("c-train-0", slice(400, 700)), ("c-val-0", slice(700, 760))):
+        write_shard(other / f"{name}.tar", real_samples(760)[part])
+    _, second = call("--methods", "random", "--seeds", "1", "--data", str(other))
+    assert second["settings"]["data"] == line["settings"]["data"] and second["selection"] != line["selection"]
+
+
+def test_a_training_that_fails_is_told_and_the_others_go_on(call, tmp_path, capsys):
+    recipe = tmp_path / "wild.toml"
+    recipe.write_text('steps = 4\nlr = 1e30\naugment = "none"\n')
+    assert call("--methods", "random", "--seeds", "1", "--recipe", str(recipe)) == []
+    assert f"{NETWORK} random keep 0.1 seed 0: the loss is " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (("--side", "224"), "--side 224: expected 8 to 95; compare takes larger images"),
+        (("--methods", "best"), "method 'best': expected one of adq, "),
+        (("--methods", "random:alpha=0.5"), "method random has no setting 'alpha' here; known: balance"),
+        (("--methods", "el2n"), "method el2n watches a training: compare has it"),
+        (("--keep", "0"), "--keep 0.0: expected a share"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(call, capsys, given, told):
     with pytest.raises(SystemExit):
-        call("--side", "224")
-    assert "--side 224: expected 8 to 95; compare takes larger images" in capsys.readouterr().err
-    with pytest.raises(FileNotFoundError, match="no val shards in"):
+        call("--data", "/nonexistent", *given)
+    assert told in capsys.readouterr().err
+
+
+def test_a_folder_without_shards(call):
+    with pytest.raises(FileNotFoundError, match=r"no (val|train) shards in"):
         call("--data", "/nonexistent")
+
+
+def test_training_needs_pytorch_alone():
+    """On a machine with a GPU and little else: no Ray, MLflow, webdataset, pyarrow, scipy or matplotlib."""
+    blocked = ("ray", "mlflow", "webdataset", "pyarrow", "scipy", "matplotlib", "pandas")
+    code = (
+        f"import sys\nfor name in {blocked}: sys.modules[name] = None\nfrom tests.bench import devices, recipes, tables"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

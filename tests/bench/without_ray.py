@@ -4,7 +4,7 @@ On a CPU with one thread the choices are those of `compare` to the bit (tests/ra
 """
 
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -22,12 +22,16 @@ from adq.models import build
 from adq.pool import Pool
 from adq.randomness import global_draws
 from adq.scores import Stored, bin_scores, discriminate, image_scores
-from adq.selection import Choice, choose
+from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, OF_THE_HEAD, Choice, choose, needs
 from adq.training import Recipe, TensorImages, default_recipe, epoch_batches, steps_per_epoch, train
 
 FEATURE_BATCH, BLOCK, DECODERS = 256, 4096, 8
 COLUMNS = ("embedding", "pooled", "view", "view_pooled", "texture")
-SETTINGS = {"alpha": float, "depth": float, "allocation": str, "balance": str}  # of methods, after a colon
+SETTINGS = {"alpha": float, "allocation": str, "balance": str, "depth": float}  # of methods, after a colon
+
+
+class OutOfTime(Exception):
+    """A training stopped at the end of an epoch, which its checkpoint holds."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +81,22 @@ class Seen:
 
 
 def trained(
-    arch: str, classes: int, data: TensorImages, recipe: Recipe, seed: int, device: str, role: str = ""
+    arch: str,
+    classes: int,
+    data: TensorImages,
+    recipe: Recipe,
+    seed: int,
+    device: str,
+    role: str = "",
+    start: dict | None = None,
+    save: Callable[[int, Callable[[], dict]], None] | None = None,
 ) -> torch.nn.Module:
-    """A network from scratch; its first weights are of (seed, role, arch)."""
+    """A network from scratch, or from a checkpoint; its first weights are of (seed, role, arch). See `adq.training.train`."""
     side = data.images.shape[-1]
     with global_draws(seed, "initial weights", *filter(None, [role]), arch):
         model = build(arch, classes, side)
     batches, per_epoch = partial(epoch_batches, data, recipe, seed), steps_per_epoch(len(data), recipe.batch_size)
-    train(model, batches, per_epoch, recipe, input_transform(arch, side), seed, device)
+    train(model, batches, per_epoch, recipe, input_transform(arch, side), seed, device, start=start, save=save)
     return model
 
 
@@ -131,8 +143,26 @@ def choice(known: Seen, method: str, keep: float, seed: int) -> Choice:
     """What a method keeps, in the order of the keys.
 
     Args:
-        method: a name, with settings after colons.
+        method: a name, with settings after colons: see `parsed`.
+    """
+    name, settings = parsed(method)
+    return choose(known.pool, name, keep, seed, known.importance, **settings)
+
+
+def parsed(method: str) -> tuple[str, dict[str, object]]:
+    """A method's name and settings, such as adq:alpha=1.
+
+    Raises:
+        ValueError: an unknown name, one that watches a training (which `compare` does), or a setting that it does not read.
     """
     name, *given = method.split(":")
-    settings = {key: SETTINGS[key](value) for key, _, value in (setting.partition("=") for setting in given)}
-    return choose(known.pool, name, keep, seed, known.importance, **settings)
+    if name not in ALL_METHODS:
+        raise ValueError(f"method {name!r}: expected one of {', '.join(ALL_METHODS)}")
+    if "dynamics" in needs(name):
+        raise ValueError(f"method {name} watches a training: compare has it")
+    reads = ("alpha", "allocation") if name in BY_IMPORTANCE else ("depth",) if name in OF_THE_HEAD else ()
+    reads += ("balance",) if name in (*BY_BINS, "random") else ()
+    pairs = [setting.partition("=")[::2] for setting in given]
+    if unknown := [setting for setting, _ in pairs if setting not in reads]:
+        raise ValueError(f"method {name} has no setting {unknown[0]!r} here; known: {', '.join(reads) or 'none'}")
+    return name, {setting: SETTINGS[setting](value) for setting, value in pairs}
