@@ -2,6 +2,7 @@
 
 import io
 import time
+from collections.abc import Sequence
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from ray_jobs.ingest import Index
 from ray_jobs.options import Selection
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.store import parquet_table, sha256
+from ray_jobs.store import canonical_json, parquet_table, sha256
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
@@ -43,8 +44,13 @@ def sorted_features(extract: Manifest, columns: list[str]) -> pa.Table:
     return table.take(pc.sort_indices(table["key"])).combine_chunks()
 
 
-def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.ndarray, str]:
+def own_embeddings(
+    path: str, index: Index, undecoded: Sequence[str] = ()
+) -> tuple[np.ndarray, list[str], np.ndarray, str]:  # fmt: skip
     """Embeddings that the user brings: .npy in key order, or Parquet with the columns key and embedding.
+
+    Args:
+        undecoded: keys of images that nothing may choose, whose embeddings are left out.
 
     Returns:
         float32 [N, d], the keys, the labels, and the file's sha256.
@@ -63,7 +69,7 @@ def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.n
             raise ValueError(
                 f"--embeddings {path}: shape {rows.shape}; expected [{len(keys)}, d], one row a key in the order of the keys"
             )
-        return rows.astype(np.float32), keys, labels, sha256(data)
+        return _without(undecoded, rows.astype(np.float32), keys, labels, sha256(data))
     own = parquet_table(data)
     if not {"key", "embedding"} <= set(own.column_names):
         raise ValueError(f"--embeddings {path}: columns {own.column_names}; expected key and embedding")
@@ -78,7 +84,14 @@ def own_embeddings(path: str, index: Index) -> tuple[np.ndarray, list[str], np.n
     if len(lengths) != 1 or None in lengths:
         raise ValueError(f"--embeddings {path}: embeddings of {len(lengths)} lengths, {lengths[:5]}; expected one")
     rows = matrix(found, "embedding").astype(np.float32)
-    return rows, keys, labels, sha256(data)
+    return _without(undecoded, rows, keys, labels, sha256(data))
+
+
+def _without(undecoded: Sequence[str], rows: np.ndarray, keys: list[str], labels: np.ndarray, digest: str) -> tuple:
+    if undecoded:
+        good = np.flatnonzero(~np.isin(np.array(keys), np.array(undecoded)))
+        rows, keys, labels = rows[good], [keys[row] for row in good], labels[good]
+    return rows, keys, labels, digest
 
 
 def embeddings_by_key(extract: Manifest | None, own: tuple | None) -> tuple[np.ndarray, list[str], np.ndarray]:
@@ -104,20 +117,29 @@ def check(index: Index, selection: Selection) -> None:
         raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
 
 
-def run(job: "Job", index: Index, extract: Manifest | None, selection: Selection, embeddings: str | None) -> Manifest:
+def run(
+    job: "Job",
+    index: Index,
+    extract: Manifest | None,
+    selection: Selection,
+    embeddings: str | None,
+    undecoded: Sequence[str] = (),
+) -> Manifest:
     """Cut the data set into bins, or find it done.
 
     Args:
         extract: the features; None where the user's own embeddings serve alone.
         embeddings: the user's own, in place of the extracted ones.
+        undecoded: keys of images that nothing may choose; features have none of them.
     """
-    own = own_embeddings(embeddings, index) if embeddings else None
+    own = own_embeddings(embeddings, index, undecoded) if embeddings else None
     check(index, selection)
     inputs = {"embeddings": own[3]} if own else {}
     if extract is not None:
         inputs["extract"] = extract.content
     else:
         inputs["index"] = index.manifest.content
+        inputs |= {"undecoded": sha256(canonical_json(sorted(undecoded)))} if undecoded else {}
     stage = Stage(
         job.store, "bins", VERSION, inputs,
         {"bins": selection.bins, "scope": selection.scope, "normalize": selection.normalize, "centre": selection.centre},

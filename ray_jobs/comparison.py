@@ -18,6 +18,7 @@ if TYPE_CHECKING:  # what only the driver needs
 
 BASELINES = ("random", "dq")
 SAME_SIZE = 0.01  # of a keep ratio: sets that differ less are compared
+PERMUTATIONS = 5  # of the importance, in a table that is to say something of ADQ
 NOTHING = (math.nan, math.nan)
 
 
@@ -69,6 +70,11 @@ def compared_at(keep: float, shares: Iterable[float]) -> float | None:
     return nearest if nearest is not None and abs(nearest - keep) <= SAME_SIZE * nearest else None
 
 
+def as_many(images: int, others: int) -> bool:
+    """Whether two sets are of one size; one image more or less, by rounding, does not make another."""
+    return abs(images - others) <= max(1, SAME_SIZE * others)
+
+
 def cells(done: Sequence[Outcome]) -> list[Cell]:
     """The cells of the table: by network, keep ratio, and in the order of the methods."""
     groups: dict[tuple[str, float, str], list[Outcome]] = {}
@@ -78,8 +84,9 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
 
     def over(baseline: str, arch: str, keep: float, method: str) -> tuple[float, float]:
         at = compared_at(keep, [share for a, share, name in groups if (a, name) == (arch, baseline)])
-        before = {one.seed: one.top1 for one in groups.get((arch, at, baseline), ())}
-        pairs = [one.top1 - before[one.seed] for one in groups[arch, keep, method] if one.seed in before]
+        before = {one.seed: one for one in groups.get((arch, at, baseline), ())}
+        both = [(one, before[one.seed]) for one in groups[arch, keep, method] if one.seed in before]
+        pairs = [one.top1 - other.top1 for one, other in both if as_many(one.images, other.images)]
         if baseline == method or not pairs:
             return NOTHING
         return statistics.fmean(pairs), t_half_interval(pairs)
@@ -154,6 +161,29 @@ def differences_elsewhere(found: Sequence[Cell]) -> str:
     )
 
 
+def of_other_sizes(found: Sequence[Cell]) -> str:
+    """A line for each method that keeps another number of images than its ratio says, as eq. 10 as printed does."""
+    random = {cell.keep: cell.images for cell in found if cell.method == "random"}
+    other = {
+        (cell.method, cell.keep): (cell.images, random[cell.keep])
+        for cell in found
+        if cell.keep in random and not as_many(cell.images, random[cell.keep])
+    }
+    return "\n".join(
+        f"{method} keeps {images:,} images at keep {keep:g}, random {others:,}: they are not compared."
+        for (method, keep), (images, others) in other.items()
+    )
+
+
+def few_permutations(found: Sequence[Cell]) -> str:
+    """What the permuted control stands on, where that is fewer than PERMUTATIONS."""
+    fewest = min((cell.selections for cell in found if cell.method.startswith("adq-permuted")), default=PERMUTATIONS)
+    if fewest >= PERMUTATIONS:
+        return ""
+    told = "one permutation" if fewest == 1 else f"{fewest} permutations"
+    return f"adq-permuted stands on {told} of the importance, one a seed: --seeds {PERMUTATIONS} or more tell more."
+
+
 def _seeds(cell: Cell) -> str:
     """How many, and of how many different selections, where these are fewer."""
     if cell.selections == cell.seeds:
@@ -189,7 +219,7 @@ def report(
     """Write runs.parquet, table.md and a figure a network to the store and to MLflow, and print the table."""
     from ray_jobs.comparison_figures import accuracy_over_keep
 
-    notes = differences_elsewhere(found), trained_again(found)
+    notes = differences_elsewhere(found), of_other_sizes(found), trained_again(found), few_permutations(found)
     table, linked = ("\n\n".join(filter(None, (as_table(found, to), *notes))) for to in (None, links))
     store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
     linked += f"\n\n{job.tracker.ui_command()}\n"

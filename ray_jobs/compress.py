@@ -76,6 +76,10 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         posixpath.basename(index.data.root) or "data", index.data.root, index.manifest.content, "source", index.images
     )
     done = {"ingest": index.manifest}
+
+    def undecoded() -> tuple[str, ...]:
+        return decode.undecoded(done.get("extract") or done["decode"]) if wanted.data.skip_corrupt else ()
+
     if "decode" in todo:
         done["decode"] = decode.run(job, index)
     if "weights" in todo:
@@ -86,7 +90,7 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
     if "extract" in todo:
         done["extract"] = extract.run(job, index, extractor, wanted.backbone.feature_seed, wanted.data.skip_corrupt)
     if "bins" in todo:
-        done["bins"] = bins.run(job, index, done.get("extract"), selection, wanted.backbone.embeddings)
+        done["bins"] = bins.run(job, index, done.get("extract"), selection, wanted.backbone.embeddings, undecoded())
     if "score" in todo:
         # The discriminator belongs to the extractor, as in a comparison: the draws of one extractor share it.
         of_extractor = replace(selection, seed=wanted.backbone.feature_seed)
@@ -97,8 +101,8 @@ def stages(job: Job, wanted: Compression, last: str = "write") -> Mapping[str, M
         own = wanted.backbone.embeddings and "embeddings" in sample.needs(selection.method)
         done["sample"] = sample.run(job, index, sample.Seen(
             done.get("bins"), done.get("score"), done.get("extract"), done.get("dynamics"),
-            bins.own_embeddings(wanted.backbone.embeddings, index) if own else None,
-            decode.undecoded(done.get("extract") or done["decode"]) if wanted.data.skip_corrupt else (),
+            bins.own_embeddings(wanted.backbone.embeddings, index, undecoded()) if own else None,
+            undecoded(),
         ), selection)  # fmt: skip
     if "write" in todo:
         done |= _written(job, index, done["sample"], wanted, extractor if "weights" in todo else None)

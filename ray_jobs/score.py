@@ -21,7 +21,7 @@ from ray_jobs.stages import Manifest, Part, Stage
 from ray_jobs.store import parquet_bytes, parquet_table
 
 VERSION = 1
-TRAINING = 2  # of the discriminator
+TRAINING = 3  # of the discriminator
 BLOCK = 4096  # rows of a bin that are one task
 PROJECTED = ("by_0", "by_1", "own_view")
 

@@ -59,14 +59,14 @@ class Sources:
             watched: seed of the short training, for methods that look at one.
         """
         wanted = needs(selection.method)
-        own = self._own() if self.backbone.embeddings and "embeddings" in wanted else None
+        own = self._own(selection) if self.backbone.embeddings and "embeddings" in wanted else None
         return Seen(
             bins=self._bins(selection) if wanted & {"bins", "scores"} else None,
             scores=self._scores(selection) if "scores" in wanted else None,
             extract=self._extract() if self._extracts(selection) else None,
             dynamics=self._dynamics(watched) if "dynamics" in wanted else None,
             own=own,
-            undecoded=self._undecoded(selection) if self.skip_corrupt else (),
+            undecoded=self._undecoded(selection),
             held=self.held,
         )  # fmt: skip
 
@@ -111,8 +111,9 @@ class Sources:
             self._seconds[key] = list(self.job.ledger[before:])
         return self._made[key]
 
-    def _own(self) -> tuple:
-        return self._once("own", lambda: bins.own_embeddings(self.backbone.embeddings, self.index))
+    def _own(self, selection: Selection) -> tuple:
+        left_out = self._undecoded(selection)
+        return self._once("own", lambda: bins.own_embeddings(self.backbone.embeddings, self.index, left_out))
 
     def _weights(self) -> Extractor:
         return self._once("weights", lambda: weights.run(self.job, self.index, self.backbone))
@@ -127,6 +128,8 @@ class Sources:
 
     def _undecoded(self, selection: Selection) -> tuple[str, ...]:
         """The same whoever says so: features are of every image that can be decoded."""
+        if not self.skip_corrupt:
+            return ()
         said_by = (
             self._extract()
             if self._extracts(selection)
@@ -136,7 +139,10 @@ class Sources:
 
     def _bins(self, selection: Selection) -> Manifest:
         features, own = self._extract() if self._extracts(selection) else None, self.backbone.embeddings
-        return self._once(self._bin_key(selection), lambda: bins.run(self.job, self.index, features, selection, own))
+        left_out = self._undecoded(selection)
+        return self._once(
+            self._bin_key(selection), lambda: bins.run(self.job, self.index, features, selection, own, left_out)
+        )  # fmt: skip
 
     def _scores(self, selection: Selection) -> Manifest:
         # The discriminator belongs to the extractor: draws of one data set share it.

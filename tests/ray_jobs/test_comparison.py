@@ -12,6 +12,8 @@ from ray_jobs.comparison import (
     cells,
     compared_at,
     differences_elsewhere,
+    few_permutations,
+    of_other_sizes,
     runs_table,
     trained_again,
 )
@@ -88,6 +90,25 @@ def test_a_set_of_nearly_a_ratio_of_the_grid_is_compared_with_it():
     assert not differences_elsewhere(cells(done[:8]))
     ticks = accuracy_over_keep(found, "net").axes[0].get_xticklabels()
     assert [text.get_text() for text in ticks] == ["9.85 %", "10 %", "10.4 %"]
+
+
+def test_sets_of_other_sizes_are_not_compared():
+    """Eq. 10 as printed keeps 58 to 78 % at any ratio."""
+    done = [outcome("random", seed, 0.2) for seed in (0, 1)] + [outcome("dq", seed, 0.3) for seed in (0, 1)]
+    done += [replace(outcome("adq", seed, 0.6), images=600) for seed in (0, 1)]
+    done += [replace(outcome("herding", seed, 0.4), images=101) for seed in (0, 1)]
+    found = {cell.method: cell for cell in cells(done)}
+    assert math.isnan(found["adq"].over_random[0]) and math.isnan(found["adq"].over_dq[0])
+    assert found["herding"].over_random[0] == pytest.approx(0.2), "one image more, by rounding"
+    assert of_other_sizes([*found.values()]) == ("adq keeps 600 images at keep 0.1, random 100: they are not compared.")
+    assert of_other_sizes(cells(done[:4])) == ""
+
+
+def test_few_permutations_are_told():
+    done = [outcome("adq-permuted", seed, 0.2) for seed in range(5)]
+    assert few_permutations(cells(done)) == "" == few_permutations(cells([outcome("adq", 0, 0.1)]))
+    assert "on 3 permutations of the importance, one a seed: --seeds 5 or more" in few_permutations(cells(done[:3]))
+    assert "on one permutation of" in few_permutations(cells(done[:1]))
 
 
 def test_the_figure_shows_every_method(tmp_path):

@@ -169,6 +169,13 @@ def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cl
     assert set(done["sample"].table("subset")["key"].to_pylist()) == {key for key, _, _ in samples} - broken
     assert done["decode"].summary == {"images": 120, "undecodable": 2}
     assert not (fresh / "extract").exists() and not (fresh / "weights").exists()
+    # Nor do one's own embeddings, which have a row for every image.
+    np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32))
+    for method in ("dq", "herding"):
+        own = {"method": method, "keep": 0.5, "embeddings": str(tmp_path / "own.npy"), "skip_corrupt": True}
+        done = run([str(tmp_path / "*.tar")], fresh, tmp_path / method, **own)
+        assert done["sample"].summary["images"] == 59
+        assert not broken & set(done["sample"].table("subset")["key"].to_pylist())
     reasons = {
         path: [r["error"] for r in pq.read_table(path).to_pylist()] for path in (fresh / "decode").rglob("*.parquet")
     }
