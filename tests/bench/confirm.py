@@ -24,6 +24,8 @@ from scipy.special import stdtr
 from adq.statistics import Difference, bootstrap_difference, holm
 from ray_jobs.accuracy import t_half_interval
 
+ATTEMPTS = Path(__file__).parent / "results" / "attempts.jsonl"
+
 
 def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.ndarray], np.ndarray, str]:
     """By method and keep ratio bool [S, T] in the order of the seeds; the feature seed of each seed, int64 [S]; the network."""
@@ -102,6 +104,8 @@ def main() -> None:
             f"({line['low']:+.2f} to {line['high']:+.2f}), p {line['p_holm']:.4f} after Holm; {each}; {line['seeds']} seeds"
         )
         print("  " + as_text(line["extractors_as_the_unit"]))
+    tried = {json.loads(line)["method"] for line in ATTEMPTS.read_text().splitlines()} - {"random", "dq"}
+    print(f"{len(tried)} selections were tried before, in development: {', '.join(sorted(tried))}")
     print(json.dumps(lines, sort_keys=True))
 
 

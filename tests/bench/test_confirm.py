@@ -33,6 +33,7 @@ def test_the_t_test_by_hand():
 
 def test_the_stored_runs_by_extractor(monkeypatch, capsys):
     text, (random, dq) = printed(monkeypatch, capsys, "--runs", str(STORED / "imagenette"))
+    assert "12 selections were tried before, in development: energy, facility-location, facility:width=0.3" in text
     unit = dq["extractors_as_the_unit"]
     assert unit["by_extractor"] == {"100": 4.33, "101": 3.0, "102": 6.96}
     assert unit["points"] == 4.77 and (unit["low"], unit["high"]) == pytest.approx((-0.24, 9.77), abs=0.005)
