@@ -66,6 +66,12 @@ class Work:
         shards = [(path.name, path.stat().st_size) for name in ("train", "val") for path in self.paths(name)]
         return _digest([self.options.data.name, shards])
 
+    @property
+    def where(self) -> str:
+        """What features and accuracies hang on: a GPU's own name."""
+        device = self.options.device
+        return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
     def split(self, name: str) -> Split:
         path = self.folder / f"{name}-{self.digest()}-{self.options.side}.npz"
         if not path.exists():
@@ -81,8 +87,7 @@ class Work:
 
     def seen(self, split: Split, seed: int) -> Seen:
         o = self.options
-        where = torch.cuda.get_device_name(o.device) if o.device.startswith("cuda") else "cpu"
-        named = [self.digest(), o.side, o.backbone, o.extractor_epochs, o.bins, seed, where, o.threads]
+        named = [self.digest(), o.side, o.backbone, o.extractor_epochs, o.bins, seed, self.where, o.threads]
         path = self.folder / f"seen-{_digest(named)}.npz"
         if not path.exists():
             started = time.perf_counter()
@@ -154,10 +159,14 @@ def key(line: dict) -> str:
 def lines(
     work: Work, options: argparse.Namespace, there: set[str], until: float
 ) -> Iterator[tuple[dict, Recipe, np.ndarray]]:
-    """The trainings that are not there, with their recipes and images; a selection is made when its training is next."""
+    """The trainings that are not there, with their recipes and images; a selection is made when its training is next.
+
+    Raises:
+        OutOfTime: the time `until` has come, and there are more.
+    """
     split, known = work.split("train"), {}
     shared = {"data": options.data.name, "shards_digest": work.digest()} | {n: getattr(options, n) for n in NAMED}
-    shared["recipe_name"] = options.recipe
+    shared |= {"recipe_name": options.recipe, "where": work.where}
     recipes = {arch: _recipe(options, arch) for arch in options.arch}
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         extractor = options.feature_seed + (seed % options.extractors if options.extractors else seed)
@@ -171,7 +180,7 @@ def lines(
                 if not each:
                     continue
                 if time.time() > until:
-                    return
+                    raise OutOfTime
                 if extractor not in known:
                     known = {extractor: work.seen(split, extractor)}
                 started = time.perf_counter()
@@ -201,8 +210,15 @@ def train_all(work: Work, options: argparse.Namespace, there: set[str]) -> int:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(options.workers, context, _open, (work.folder, options)) as pool:
         while True:
-            while len(running) < options.workers and (upcoming := next(left, None)):
-                line, recipe, rows = upcoming
+            while len(running) < options.workers:
+                try:
+                    line, recipe, rows = next(left)
+                except StopIteration:
+                    break
+                except OutOfTime:
+                    unfinished += 1
+                    print("out of time; the same command goes on", flush=True)
+                    break
                 state = work.folder / f"state-{key(line)}.pt"
                 ask = partial(pool.submit, _train_and_test, line, recipe, rows, state, until)
                 running[ask(options.out, options.device)] = line

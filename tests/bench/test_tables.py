@@ -25,7 +25,7 @@ def call(tmp_path, monkeypatch, settled_arithmetic):
         write_shard(tmp_path / f"{name}.tar", part)
     out = tmp_path / "lines.jsonl"
 
-    def run(*more: str) -> list[dict]:
+    def run(*more: str, status: int = 0) -> list[dict]:
         small = [
             "--device",
             "cpu",
@@ -41,7 +41,7 @@ def call(tmp_path, monkeypatch, settled_arithmetic):
         where = ["--out", str(out), "--work", str(tmp_path / "work"), "--data", str(tmp_path)]
         networks = ["--arch", NETWORK, "--backbone", NETWORK]
         monkeypatch.setattr(sys, "argv", ["tables", *where, *small, *networks, "--keep", "0.1", *more])
-        tables.main()
+        assert tables.main() == status
         return [json.loads(line) for line in out.read_text().splitlines()] if out.exists() else []
 
     return run
@@ -66,8 +66,9 @@ def test_lines_are_made_once_and_told(call, tmp_path, capsys):
     assert "| 10 % | adq:alpha=1 | 30 |" in told and NETWORK in told and "| 2 |" in told
 
 
-def test_without_time_nothing_is_begun(call, tmp_path):
-    assert call("--methods", "random", "--seeds", "1", "--seconds", "0.001") == []
+def test_without_time_nothing_is_begun(call, tmp_path, capsys):
+    assert call("--methods", "random", "--seeds", "1", "--seconds", "0.001", status=1) == []
+    assert "out of time; the same command goes on" in capsys.readouterr().out
     assert not list((tmp_path / "work").glob("seen-*"))
     assert len(call("--methods", "random", "--seeds", "1", "--seconds", "600")) == 1
 
@@ -111,7 +112,7 @@ def test_another_data_set_of_the_same_shape_is_not_taken_for_this_one(call, tmp_
 def test_a_training_that_fails_is_told_and_the_others_go_on(call, tmp_path, capsys):
     recipe = tmp_path / "wild.toml"
     recipe.write_text('steps = 4\nlr = 1e30\naugment = "none"\n')
-    assert call("--methods", "random", "--seeds", "1", "--recipe", str(recipe)) == []
+    assert call("--methods", "random", "--seeds", "1", "--recipe", str(recipe), status=1) == []
     assert f"{NETWORK} random keep 0.1 seed 0: the loss is " in capsys.readouterr().err
 
 
