@@ -13,14 +13,21 @@ from adq.training import TensorImages
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data" / "cifar10"
 
 
+def samples(path: Path) -> dict[str, dict[str, bytes]]:
+    """The files of a shard by key and extension, in its own order."""
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(path) as archive:
+        for member in archive:
+            key, _, extension = member.name.partition(".")
+            found.setdefault(key, {})[extension] = archive.extractfile(member).read()
+    return found
+
+
 def load(folder: Path, split: str, shards: int, first: int = 0) -> tuple[Tensor, Tensor]:
     """Images uint8 [N, S, S, 3] and labels int64 [N] of so many shards from the `first` on, in the order of their keys."""
     found: dict[str, dict[str, bytes]] = {}
     for path in sorted(folder.glob(f"*{split}-*.tar"))[first : first + shards]:
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, extension = member.name.partition(".")
-                found.setdefault(key, {})[extension] = archive.extractfile(member).read()
+        found |= samples(path)
     if not found:
         raise FileNotFoundError(f"no {split} shards in {folder}")
     keys = sorted(found)

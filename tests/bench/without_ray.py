@@ -3,7 +3,6 @@
 On a CPU with one thread the choices are those of `compare` to the bit (tests/ray_jobs/test_compare.py).
 """
 
-import tarfile
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from adq.randomness import global_draws
 from adq.scores import Stored, bin_scores, discriminate, image_scores
 from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, OF_THE_HEAD, Choice, choose, needs
 from adq.training import Recipe, TensorImages, default_recipe, epoch_batches, steps_per_epoch, train
+from tests.bench.palettes_data import samples
 
 FEATURE_BATCH, BLOCK, DECODERS = 256, 4096, 8
 COLUMNS = ("embedding", "pooled", "view", "view_pooled", "texture")
@@ -53,11 +53,7 @@ def read_split(paths: list[Path], side: int) -> Split:
     keys, labels, images, sizes = [], [], [], []
     with ThreadPoolExecutor(DECODERS) as threads:
         for path in paths:
-            found: dict[str, dict[str, bytes]] = {}
-            with tarfile.open(path) as archive:
-                for member in archive:
-                    key, _, extension = member.name.partition(".")
-                    found.setdefault(key, {})[extension] = archive.extractfile(member).read()
+            found = samples(path)
             if not found:
                 raise ValueError(f"{path} holds no images")
             keys += found
