@@ -9,11 +9,17 @@ import numpy as np
 from adq.randomness import key_order, numpy_generator
 
 CONTROLS = ("adq-permuted", "adq-reversed", "adq-random-bins")
+PERMUTATIONS = 5  # of the importance, in a table that is to say something of ADQ
 
 
-def permuted(importance: np.ndarray, seed: int) -> np.ndarray:
-    """The importance [m] of the bins in another order, drawn by the seed; with two bins or more, never the same order."""
-    generator = numpy_generator(seed, "permuted importance")
+def is_control(method: str) -> bool:
+    """Whether a method, with or without settings after a colon, is there to judge ADQ and not to be used."""
+    return method.partition(":")[0] in CONTROLS
+
+
+def permuted(importance: np.ndarray, seed: int, number: int = 0) -> np.ndarray:
+    """The importance [m] of the bins in another order, drawn by seed and number; with two bins or more, never the same order."""
+    generator = numpy_generator(seed, "permuted importance", *([number] if number else []))
     places = np.arange(len(importance))
     while True:
         order = generator.permutation(len(importance))

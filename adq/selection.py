@@ -58,6 +58,7 @@ def choose(
     allocation: str = "share",
     balance: str = "class",
     depth: float | None = None,
+    permutation: int = 0,
 ) -> Choice:
     """Choose images of a pool.
 
@@ -65,6 +66,7 @@ def choose(
         method: of ALL_METHODS. keep: the keep ratio, in (0, 1]. seed: of the draw.
         importance: float [m] of `adq.importance`, for those in BY_IMPORTANCE, which alone read alpha and allocation too.
         alpha, allocation, balance: as in `adq.sampling.class_table`. depth: of those in OF_THE_HEAD.
+        permutation: the number of adq-permuted's among those of the seed.
 
     Raises:
         ValueError: an unknown method, one that lacks what it looks at, or settings that cannot be.
@@ -81,7 +83,7 @@ def choose(
     if method not in BY_IMPORTANCE:
         importance, alpha, allocation = np.zeros(len(sizes)), 0.0, "share"
     if method == "adq-permuted":
-        importance = permuted(importance, seed)
+        importance = permuted(importance, seed, permutation)
     if method == "adq-reversed":
         importance = reversed_importance(importance)
     dq = class_table(importance, sizes, keep, 0.0, "share", balance, seed)

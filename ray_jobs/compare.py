@@ -25,17 +25,16 @@ from ray_jobs.payload import payload_bytes
 from ray_jobs.recorder import Recorder
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store, canonical_json, sha256
-from ray_jobs.trainings import Plan, correct_of, facts_of, train_and_test
+from ray_jobs.trainings import Plan, Training, correct_of, facts_of, train_and_test
 from ray_jobs.workers import Group, run_group
 
 
 def run(grid: Grid, compute: Compute, place: Place) -> None:
     """The command: estimate, select, train, and write the table, the figure and every run to --out."""
-    shares, variants, sets = grid.comparison.shares(), grid.variants, grid.named_sets
+    shares, sets = grid.comparison.shares(), grid.named_sets
     if grid.evaluation.labels != "hard" and not sets:
         raise ValueError(f"--labels {grid.evaluation.labels}: is for --sets alone; what methods choose has hard labels")
-    store = Store.at(grid.out)
-    store.check_writable()
+    Store.at(grid.out).check_writable()
     with opened(place, compute, "compare", grid.identity()) as job:
         index = ingest.run(job, grid.data)
         test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
@@ -52,49 +51,64 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
             if value is not None and name not in ("method", "seed", "keep")
         }
         job.run.params(options | {"keep": grid.comparison.keep})
-        further = [row for name, shards in sets.items() for row in _further(job, name, shards, grid, index, test)]
+        further = further_sets(job, grid, index, test)
         print(estimate(job, index, test, grid, [one for one, _ in further]), flush=True)
-        if grid.comparison.estimate:
-            return
-        selected = Selected(job, index, grid)
-        wanted, outcomes = [], {}
-        for seed in grid.seeds:
-            for keep in shares:
-                for variant in variants:
-                    rows, outcome = selected.of(variant, keep, seed, warn=True)
-                    name = f"{variant.name} keep {keep:g}"
-                    wanted.append(Wanted(name, index, [seed], rows))
-                    outcomes[name, seed] = outcome
-        selected.release()
-        choices.write(store, index, {f"{one.name} seed {one.seeds[0]}": one.rows for one in wanted})
-        print(f"selected      {len(wanted)} sets", flush=True)
-        for one, each in further:
-            wanted.append(one)
-            outcomes |= {(one.name, outcome.seed): outcome for outcome in each}
-        plan = planned(job, wanted, test, grid.evaluation)
-        if 0 < len(plan.pending()) < len({training.stage.digest for training in plan.trainings}):
-            print(of_trainings(job, plan, grid, "left"), flush=True)
-        with _cell_runs(job, grid, plan, outcomes) as runs:
-            parents = {t.name: runs[f"{t.set} {t.classifier.arch}"] for t in plan.trainings}
-            each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
-            train_all(job, plan, grid.evaluation.workers, each, parents)
-            done = [
-                replace(outcomes[t.set, t.classifier.seed], arch=t.classifier.arch, top1=facts_of(t)["top1"],
-                        correct=correct_of(t), training=t.stage.digest)
-                for t in plan.trainings
-            ]  # fmt: skip
-            found = cells(done)
-            links = {}
-            for cell in found:
-                cell_run = runs[f"{cell.method} keep {cell.keep:g} {cell.arch}"]
-                cell_run.metrics(_metrics(cell))
-                links[cell.method, cell.keep, cell.arch] = job.tracker.link(cell_run)
-        report(job, store, done, found, links, test)
+        if not grid.comparison.estimate:
+            train_and_tell(job, grid, chosen(job, grid, index) + further, test)
 
 
-def _further(
-    job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index
-) -> list[tuple[Wanted, list[Outcome]]]:
+Sets = list[tuple[Wanted, list[Outcome]]]  # and what is known of each before it is trained on, a seed of it each
+
+
+def chosen(job: Job, grid: Grid, index: Index) -> Sets:
+    """The selections of a grid, which selections.parquet in --out then holds, too."""
+    selected, found = Selected(job, index, grid), []
+    for seed in grid.seeds:
+        for keep in grid.comparison.shares():
+            for variant in grid.variants:
+                rows, outcome = selected.of(variant, keep, seed, warn=True)
+                found.append((Wanted(f"{variant.name} keep {keep:g}", index, [seed], rows), [outcome]))
+    selected.release()
+    choices.write(Store.at(grid.out), index, {f"{one.name} seed {one.seeds[0]}": one.rows for one, _ in found})
+    print(f"selected      {len(found)} sets", flush=True)
+    return found
+
+
+def train_and_tell(job: Job, grid: Grid, sets: Sets, test: Index, more: str = "") -> None:
+    """Train on every set, or find it done, and write the table, the figures and every run.
+
+    Args:
+        more: lines below the table.
+    """
+    outcomes = {(one.name, outcome.seed): outcome for one, each in sets for outcome in each}
+    plan = planned(job, [one for one, _ in sets], test, grid.evaluation)
+    if 0 < len(plan.pending()) < len({training.stage.digest for training in plan.trainings}):
+        print(of_trainings(job, plan, grid, "left"), flush=True)
+    with _cell_runs(job, grid, plan, outcomes) as runs:
+        parents = {t.name: runs[_cell_name(outcomes, t)] for t in plan.trainings}
+        each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
+        train_all(job, plan, grid.evaluation.workers, each, parents)
+        done = [
+            replace(outcomes[t.set, t.classifier.seed], arch=t.classifier.arch, top1=facts_of(t)["top1"],
+                    correct=correct_of(t), training=t.stage.digest)
+            for t in plan.trainings
+        ]  # fmt: skip
+        found = cells(done)
+        links = {}
+        for cell in found:
+            cell_run = runs[f"{cell.method} keep {cell.keep:g} {cell.arch}"]
+            cell_run.metrics(_metrics(cell))
+            links[cell.method, cell.keep, cell.arch] = job.tracker.link(cell_run)
+    report(job, Store.at(grid.out), done, found, links, test, more)
+
+
+def further_sets(job: Job, grid: Grid, source: Index, test: Index) -> Sets:
+    """The sets of --sets, which no method selects. Raises ValueError as `grid.further_set`."""
+    sets = grid.named_sets.items()
+    return [row for name, shards in sets for row in _further(job, name, shards, grid, source, test)]
+
+
+def _further(job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index) -> Sets:
     """A set of --sets and its outcomes; with both kinds of labels twice, where it has soft ones."""
     own, each = further_set(job, name, shards, grid, source, test)
     if grid.evaluation.labels == "hard":
@@ -116,6 +130,12 @@ def _metrics(cell: Cell) -> dict[str, float]:
     return {name: value for name, value in named.items() if value == value}
 
 
+def _cell_name(outcomes: Mapping[tuple[str, int], Outcome], training: Training) -> str:
+    """Of the run of a cell: several permutations share one."""
+    outcome = outcomes[training.set, training.classifier.seed]
+    return f"{outcome.method} keep {outcome.keep:g} {training.classifier.arch}"
+
+
 @contextlib.contextmanager
 def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dict[str, Run]]:
     """A run for every method, keep ratio and network, under which its trainings go.
@@ -128,8 +148,7 @@ def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dic
     with contextlib.ExitStack() as stack:
         runs: dict[str, Run] = {}
         for training in plan.trainings:
-            outcome = outcomes[training.set, training.classifier.seed]
-            name = f"{training.set} {training.classifier.arch}"
+            outcome, name = outcomes[training.set, training.classifier.seed], _cell_name(outcomes, training)
             if name not in runs:
                 variant = variants.get(outcome.method)
                 settings = asdict(variant.selection) if variant else {"method": "none"}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from adq.controls import PERMUTATIONS
 from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
 from ray_jobs.store import Store, parquet_bytes
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:  # what only the driver needs
 
 BASELINES = ("random", "dq")
 SAME_SIZE = 0.01  # of a keep ratio: sets that differ less are compared
-PERMUTATIONS = 5  # of the importance, in a table that is to say something of ADQ
 NOTHING = (math.nan, math.nan)
 
 
@@ -75,6 +75,14 @@ def as_many(images: int, others: int) -> bool:
     return abs(images - others) <= max(1, SAME_SIZE * others)
 
 
+def by_seed(values: Iterable[tuple[int, float]]) -> list[float]:
+    """The mean value of each seed: of several permutations in one seed, that of all."""
+    found: dict[int, list[float]] = {}
+    for seed, value in values:
+        found.setdefault(seed, []).append(value)
+    return [statistics.fmean(found[seed]) for seed in sorted(found)]
+
+
 def cells(done: Sequence[Outcome]) -> list[Cell]:
     """The cells of the table: by network, keep ratio, and in the order of the methods."""
     groups: dict[tuple[str, float, str], list[Outcome]] = {}
@@ -86,7 +94,7 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
         at = compared_at(keep, [share for a, share, name in groups if (a, name) == (arch, baseline)])
         before = {one.seed: one for one in groups.get((arch, at, baseline), ())}
         both = [(one, before[one.seed]) for one in groups[arch, keep, method] if one.seed in before]
-        pairs = [one.top1 - other.top1 for one, other in both if as_many(one.images, other.images)]
+        pairs = by_seed((one.seed, one.top1 - other.top1) for one, other in both if as_many(one.images, other.images))
         if baseline == method or not pairs:
             return NOTHING
         return statistics.fmean(pairs), t_half_interval(pairs)
@@ -94,10 +102,10 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
     found = []
     for arch, keep, method in sorted(groups, key=lambda g: (g[0], g[1], order.index(g[2]))):
         group = groups[arch, keep, method]
-        top1 = [one.top1 for one in group]
+        top1 = by_seed((one.seed, one.top1) for one in group)
         found.append(Cell(
             method, keep, arch, group[0].images, round(statistics.fmean(one.payload for one in group)),
-            round(statistics.fmean(one.tars for one in group)), len(group), len({one.selection for one in group}),
+            round(statistics.fmean(one.tars for one in group)), len(top1), len({one.selection for one in group}),
             statistics.fmean(top1), t_half_interval(top1),
             over("random", arch, keep, method), over("dq", arch, keep, method), statistics.fmean(one.moved for one in group),
             statistics.fmean(one.seconds for one in group), statistics.fmean(one.gpu_seconds for one in group),
@@ -181,19 +189,21 @@ def few_permutations(found: Sequence[Cell]) -> str:
     if fewest >= PERMUTATIONS:
         return ""
     told = "one permutation" if fewest == 1 else f"{fewest} permutations"
-    return f"adq-permuted stands on {told} of the importance, one a seed: --seeds {PERMUTATIONS} or more tell more."
+    return f"adq-permuted stands on {told} of the importance: {PERMUTATIONS} tell more."
 
 
 def _seeds(cell: Cell) -> str:
-    """How many, and of how many different selections, where these are fewer."""
+    """How many, and of how many different selections, where these are fewer or, by several permutations, more."""
     if cell.selections == cell.seeds:
         return str(cell.seeds)
+    if cell.selections > cell.seeds:
+        return f"{cell.seeds}, {cell.selections} sets"
     return f"{cell.seeds} of {cell.selections} {'set' if cell.selections == 1 else 'sets'}"
 
 
 def trained_again(found: Sequence[Cell]) -> str:
     """What intervals say where several trainings share a selection, if any do."""
-    if all(cell.selections == cell.seeds for cell in found):
+    if all(cell.selections >= cell.seeds for cell in found):
         return ""
     return "n of k sets: n trainings of k different selections, whose interval says little of the selections of other extractors."
 
@@ -214,9 +224,19 @@ def runs_table(done: Sequence[Outcome], keys: Sequence[str]) -> pa.Table:
 
 
 def report(
-    job: "Job", store: Store, done: Sequence[Outcome], found: Sequence[Cell], links: Mapping, test: "Index"
+    job: "Job",
+    store: Store,
+    done: Sequence[Outcome],
+    found: Sequence[Cell],
+    links: Mapping,
+    test: "Index",
+    more: str = "",
 ) -> None:
-    """Write runs.parquet, table.md and a figure a network to the store and to MLflow, and print the table."""
+    """Write runs.parquet, table.md and a figure a network to the store and to MLflow, and print the table.
+
+    Args:
+        more: lines below it, which are printed alone.
+    """
     from ray_jobs.comparison_figures import accuracy_over_keep
 
     notes = differences_elsewhere(found), of_other_sizes(found), trained_again(found), few_permutations(found)
@@ -230,7 +250,7 @@ def report(
         figure = accuracy_over_keep([cell for cell in found if cell.arch == arch], arch)
         job.run.figure(figure, f"figures/{arch}.png")
         store.write(f"{arch}.png", _png(figure))
-    job.report(f"{table}\n\nruns     {store.path('runs.parquet')}\ntable    {store.path('table.md')}")
+    job.report(f"{table}\n\nruns     {store.path('runs.parquet')}\ntable    {store.path('table.md')}{more}")
 
 
 def _png(figure) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,14 @@ from ray_jobs.payload import compact_bytes, payload_bytes
 from ray_jobs.store import canonical_json, sha256
 
 SAMPLED = 1000  # images whose containers say how much less indexed PNGs take there than their files
+
+
+class Fitting(NamedTuple):
+    """As many images of a method as fit into a budget."""
+
+    rows: Rows  # of the copy
+    payload: int
+    moved: float
 
 
 class Copies:
@@ -107,10 +116,8 @@ class Copies:
             self._ratios[name] = payload_bytes(copy, some) / compact_bytes(copy, some)
         return round(compact_bytes(copy, self.rows(storage, positions)) * self._ratios[name])
 
-    def fitting(
-        self, selected: Selected, variant: Variant, storage: Storage, budget: int, seed: int
-    ) -> tuple[Rows, int]:
-        """As many images of a method as fit into a budget, as rows of the copy, and their payload.
+    def fitting(self, selected: Selected, variant: Variant, storage: Storage, budget: int, seed: int) -> Fitting:
+        """As many images of a method as fit into a budget.
 
         Raises:
             DoesNotFit: not even one image a class does.
@@ -124,8 +131,9 @@ class Copies:
         count = images_that_fit(
             budget, total, lambda count: self.guess(storage, rows(count).positions), least, first=first
         )
-        while (payload := self.payload(storage, (found := rows(count)).positions)) > budget:
+        while (payload := self.payload(storage, rows(count).positions)) > budget:
             if count == least:
                 raise DoesNotFit(f"{least:,} images take {payload:,} bytes: more than the budget of {budget:,}")
             count = max(least, min(count - 1, int(count * budget / payload)))
-        return self.part(storage, found.positions), payload
+        found, outcome = selected.of(variant, count / total, seed)
+        return Fitting(self.part(storage, found.positions), payload, outcome.moved)

@@ -1,15 +1,15 @@
 """demo: the whole pipeline on the embedded data set, in minutes on two cores."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from adq.shards import tar_bytes
 from adq.synthetic import CLASSES, samples
-from ray_jobs import distill, figures, ingest
-from ray_jobs.accuracy import accuracies, as_text
+from ray_jobs import compare, distill, ingest
 from ray_jobs.compress import Compression, stages
 from ray_jobs.distill import Distilling
-from ray_jobs.evaluate import Evaluation, evaluate
+from ray_jobs.evaluate import Evaluation
 from ray_jobs.experts import Experts, Network
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
@@ -18,11 +18,11 @@ from ray_jobs.store import Store
 
 PER_CLASS = {"train": 300, "test": 100}
 SHARDS = {"train": 3, "test": 1}
-METHODS = ("random", "dq", "adq")
-KEEP = 0.1
+METHODS = "random,dq,adq,support-points"
+SELECTION = Selection(keep=0.1)
 DISTILLED = "distilled"
 DISTILLING = Distilling(bytes_per_class=2500, colors=16, start="random", steps=150, batch_real=64)
-AT_EQUAL_BYTES = ("random", "adq")
+SMALL = "random small"  # of as many bytes as the distilled set
 BACKBONE = Backbone(backbone="convnet-d3-w32", weights="train:2")
 EVALUATION = {"arch": "convnet-d3-w16", "steps": 180}
 
@@ -45,43 +45,39 @@ def make_data(folder: Path) -> None:
 
 
 def run(folder: str, seeds: int) -> None:
-    """Compress the embedded data set by three methods, distil it, train on each and on the whole, print a table."""
+    """Compress the embedded data set, distil it, compare methods and the distilled set with their controls, print a table."""
     home = Path(folder).resolve()
     data = home / "data"
     make_data(data)
-    source = Data(data=(f"{data}/train-*.tar",))
+    source, tests = Data(data=(f"{data}/train-*.tar",)), (f"{data}/test-*.tar",)
     place = Place(store=str(home / "runs"), experiment="tessera-demo")
     # One actor with both cores starts faster than two with one each.
     cores = min(2, os.cpu_count() or 1)
     compute = Compute(threads=cores, cpus_per_actor=cores)
     with opened(place, compute, "demo", ["demo", str(home), seeds]) as job:
         job.run.params({"seeds": seeds})
-        sets = {}
 
         def keep(method: str, share: float, name: str) -> None:
-            out = home / name.replace(" ", "-")
             print(f"\n{name}, keep {share:.3g}", flush=True)
-            stages(job, Compression(source, BACKBONE, Selection(method=method, keep=share), str(out)))
-            sets[name] = ingest.run(job, Data(data=(str(out),)), require_all_classes=False, context=name)
+            stages(job, Compression(source, BACKBONE, Selection(method=method, keep=share), str(home / name)))
 
-        for method in METHODS:
-            keep(method, KEEP, method)
-        sets["all images"] = ingest.run(job, source)
-        print(f"\n{DISTILLED}, {DISTILLING.bytes_per_class} bytes a class", flush=True)
-        wanted = distill.Wanted(DISTILLING, Network(width=32), Experts(), source, str(home / DISTILLED))
+        keep(SELECTION.method, SELECTION.keep, SELECTION.method)
+        print(f"\ndistilled, {DISTILLING.bytes_per_class} bytes a class", flush=True)
+        wanted = distill.Wanted(DISTILLING, Network(width=32), Experts(), source, str(home / "distilled"))
         payload = distill.stages(job, wanted)["distilled"].summary["payload_bytes"]
-        evaluation, comparison = Evaluation(seeds=seeds, **EVALUATION), Comparison(extractors=1)
-        grid = Grid(comparison, evaluation, source, Selection(), BACKBONE, (), "")
-        selected = Selected(job, sets["all images"], grid)
-        for method in AT_EQUAL_BYTES:
-            # As many images as the distilled set's bytes hold.
-            _, small = selected.within(Variant.of(method, Selection()), payload, Selection.seed)
-            keep(method, small.keep, f"{method} small")
-        sets[DISTILLED] = ingest.run(job, Data(data=(str(home / DISTILLED),)), context=DISTILLED)
-        print("\ntraining on each", flush=True)
-        test = ingest.run(job, Data(data=(f"{data}/test-*.tar",)), context="test")
-        found = accuracies(evaluate(job, sets, test, evaluation))
-        rows = [{"method": s.set, "images": s.images, "mean": 100 * s.mean, "std": 100 * s.sd} for s in found]
-        job.run.figure(figures.accuracy(rows), "figures/accuracy.png")
-        job.run.text(as_text(found), "accuracy.md")
-        job.report(f"{as_text(found)}\n\nshards   {home / 'adq'}\nimages   {home / DISTILLED / 'pictures'}")
+
+        comparison = Comparison(METHODS, f"{SELECTION.keep:g}", extractors=1)
+        evaluation = Evaluation(seeds=seeds, **EVALUATION)
+        grid = Grid(comparison, evaluation, source, SELECTION, BACKBONE, tests, str(home / "compared"))
+        index, test = ingest.run(job, source), ingest.run(job, replace(source, data=tests), context="test")
+        _, small = Selected(job, index, grid).within(Variant.of("random", SELECTION), payload, SELECTION.seed)
+        keep("random", small.keep, "small")
+        sets = {"all images": source.data[0], DISTILLED: home / "distilled", SMALL: home / "small"}
+        named = tuple(f"{name}={shards}" for name, shards in sets.items())
+        grid = replace(grid, comparison=replace(comparison, sets=named))
+
+        print("\ncompared", flush=True)
+        every = compare.chosen(job, grid, index) + compare.further_sets(job, grid, index, test)
+        more = f"\nshards   {home / SELECTION.method}\nimages   {home / 'distilled' / 'pictures'}"
+        alone = replace(job, compute=Compute())  # a core a training, and as many at once
+        compare.train_and_tell(alone, grid, every, test, more)

@@ -150,35 +150,6 @@ def class_counts(counts: np.ndarray, bins: Sequence[int] | None = None, classes:
     return fig
 
 
-def accuracy(rows: Sequence[Mapping[str, object]]) -> Figure:
-    """Top-1 by method with its spread, the best at the top.
-
-    Args:
-        rows: mappings with method, images and mean (top-1 in percent), and either low and high, or std (both optional).
-    """
-    rows = sorted(rows, key=lambda row: row["mean"])
-    means = np.array([row["mean"] for row in rows], dtype=float)
-    spread = np.array([_spread(row) for row in rows]).reshape(-1, 2).T
-    fig = Figure((WIDTH, 1.5 + 0.45 * max(1, len(rows))), dpi=DPI, layout=layout())
-    axes = fig.subplots()
-    positions = np.arange(len(rows))
-    axes.errorbar(means, positions, xerr=spread, fmt="o", color=BLUE, markersize=8, capsize=5, linewidth=1.8)
-    for position, mean, (low, high) in zip(positions, means, spread.T, strict=True):
-        if low == high:
-            text = f"{mean:.1f} ± {low:.1f}" if low else f"{mean:.1f}"
-        else:
-            text = f"{mean:.1f} ({mean - low:.1f} to {mean + high:.1f})"
-        axes.annotate(text, (mean, position), (0, 9), textcoords="offset points", ha="center", fontsize=9, color=INK)
-    axes.set_yticks(positions, [f"{row['method']}\n{row['images']:,} images" for row in rows])
-    axes.set_ylim(-0.6, len(rows) - 0.3)
-    axes.margins(x=0.12)
-    axes.set_xlabel("top-1 of the last epoch, in percent; bars: spread over seeds")
-    title(axes, "Accuracy of networks trained on each subset")
-    axes.grid(axis="x", color="#E6E6E6")
-    bare(axes)
-    return fig
-
-
 def loss_curve(steps: Sequence[int], losses: Sequence[float], what: str) -> Figure:
     """A loss over the steps; for more than 200 steps also its running mean over a fiftieth of them."""
     steps, losses = np.asarray(steps), np.asarray(losses, dtype=float)
@@ -203,13 +174,6 @@ def loss_curve(steps: Sequence[int], losses: Sequence[float], what: str) -> Figu
 
 def layout() -> ConstrainedLayoutEngine:
     return ConstrainedLayoutEngine(rect=(0.01, 0.015, 0.98, 0.97))
-
-
-def _spread(row: Mapping[str, object]) -> tuple[float, float]:
-    """How far a row's bar reaches below and above its mean."""
-    if "low" in row:
-        return row["mean"] - row["low"], row["high"] - row["mean"]
-    return row.get("std", 0.0), row.get("std", 0.0)
 
 
 def title(axes: Axes, text: str) -> None:

@@ -84,7 +84,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         if grid.comparison.estimate:
             return
         with _runs(job, grid, plan, spent) as runs:
-            parents = {t.name: runs[t.set, t.classifier.arch] for t in plan.trainings}
+            parents = {t.name: runs[spent[t.set, t.classifier.seed].title, t.classifier.arch] for t in plan.trainings}
             each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
             train_all(job, plan, grid.evaluation.workers, each, parents)
             done = [
@@ -154,19 +154,20 @@ def _spendings(
             return
     for variant in grid.variants:
         try:
-            fits = [(seed, *copies.fitting(selected, variant, storage, budget, seed)) for seed in grid.seeds]
+            fits = [(seed, copies.fitting(selected, variant, storage, budget, seed)) for seed in grid.seeds]
         except DoesNotFit as error:
             print(f"warning: {variant.name} as {encoding} is left out: {error}", flush=True)
             continue
-        for seed, rows, payload in fits:
-            spent = Spent(variant.name, encoding, budget, seed, rows.images, payload, tar_bytes(copy, rows.positions))
-            yield Wanted(spent.title, copy, [seed], rows), spent
+        for seed, (rows, payload, moved) in fits:
+            tars = tar_bytes(copy, rows.positions)
+            spent = Spent(variant.title, encoding, budget, seed, rows.images, payload, tars, moved=moved)
+            yield Wanted(replace(spent, method=variant.name).title, copy, [seed], rows), spent
 
 
 def _metrics(point: Point) -> dict[str, float]:
     named = {
         "top1": point.mean, "images": point.images, "payload_bytes": point.payload, "tar_bytes": point.tars,
-        "budget": point.budget,
+        "budget": point.budget, "moved": point.moved,
     }  # fmt: skip
     return named | ({"top1_half_interval": point.half_interval} if point.seeds > 1 else {})
 
@@ -179,8 +180,8 @@ def _runs(job: Job, grid: Grid, plan: Plan, spent: dict) -> Iterator[dict[tuple[
         runs: dict[tuple[str, str], Run] = {}
         for training in plan.trainings:
             arch, one = training.classifier.arch, spent[training.set, training.classifier.seed]
-            if (training.set, arch) not in runs:
+            if (one.title, arch) not in runs:
                 params = {"set": one.method, "encode": one.encoding, "budget": one.budget, "arch": arch}
-                digest = sha256(canonical_json(["frontier", grid.identity(), training.set, arch, contents]))
-                runs[training.set, arch] = stack.enter_context(job.child(f"{training.set} {arch}", digest, params))
+                digest = sha256(canonical_json(["frontier", grid.identity(), one.title, arch, contents]))
+                runs[one.title, arch] = stack.enter_context(job.child(f"{one.title} {arch}", digest, params))
         yield runs

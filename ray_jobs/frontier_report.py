@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow as pa
 
+from adq.controls import is_control
 from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
 from ray_jobs.budget import as_budget
+from ray_jobs.comparison import by_seed
 from ray_jobs.frontier_rule import RULE, rule_bytes
 from ray_jobs.store import Store, parquet_bytes
 
@@ -19,7 +21,9 @@ if TYPE_CHECKING:  # what only the driver needs
     from ray_jobs.ingest import Index
     from ray_jobs.job import Job
 
-HEADINGS = ("network", "budget", "way to spend it", "images", "payload", "as tars", "top-1", "below the best", "n")
+HEADINGS = (
+    "network", "budget", "way to spend it", "images", "payload", "as tars", "top-1", "below the best", "moved", "n",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +37,11 @@ class Spending:
     @property
     def name(self) -> str:
         return spending(self.method, self.encoding)
+
+    @property
+    def leads(self) -> bool:
+        """Whether it may be the best: ADQ's controls are there to judge it."""
+        return not is_control(self.method)
 
     @property
     def title(self) -> str:
@@ -51,6 +60,7 @@ class Spent(Spending):
     top1: float = math.nan
     correct: np.ndarray | None = None  # bool [T]
     training: str = ""
+    moved: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -65,6 +75,7 @@ class Point(Spending):
     mean: float
     half_interval: float  # half of the 95 % t-interval; NaN with one seed
     below: tuple[float, float]  # the best spending of the budget less this one, seed by seed, and half of its interval
+    moved: float
 
 
 def spending(method: str, encoding: str) -> str:
@@ -73,25 +84,34 @@ def spending(method: str, encoding: str) -> str:
 
 
 def points(done: Sequence[Spent]) -> list[Point]:
-    """By network and budget, the best first."""
+    """By network and budget, the highest first; a control that is above the best is below it by less than nothing."""
     groups: dict[tuple[str, int, str], list[Spent]] = {}
     for one in done:
         groups.setdefault((one.arch, one.budget, one.name), []).append(one)
     means = {key: statistics.fmean(one.top1 for one in group) for key, group in groups.items()}
     found = []
+    order = sorted(groups, key=lambda key: (key[0], key[1], -means[key], key[2]))
     leaders: dict[tuple[str, int], str] = {}
-    for arch, budget, name in sorted(groups, key=lambda key: (key[0], key[1], -means[key], key[2])):
-        group, leader = groups[arch, budget, name], leaders.setdefault((arch, budget), name)
-        top1 = [one.top1 for one in group]
+    for arch, budget, name in sorted(order, key=lambda key: not groups[key][0].leads):
+        leaders.setdefault((arch, budget), name)
+    for arch, budget, name in order:
+        group, leader = groups[arch, budget, name], leaders[arch, budget]
+        top1 = by_seed((one.seed, one.top1) for one in group)
         reached = {one.seed: one.top1 for one in groups[arch, budget, leader]}
-        gaps = [reached[one.seed] - one.top1 for one in group]
+        gaps = by_seed((one.seed, reached[one.seed] - one.top1) for one in group)
         found.append(Point(
             group[0].method, group[0].encoding, budget, arch, round(statistics.fmean(one.images for one in group)),
             round(statistics.fmean(one.payload for one in group)), round(statistics.fmean(one.tars for one in group)),
-            len(group), statistics.fmean(top1), t_half_interval(top1),
-            (statistics.fmean(gaps), t_half_interval(gaps)),
+            len(top1), statistics.fmean(top1), t_half_interval(top1),
+            (statistics.fmean(gaps), t_half_interval(gaps)), statistics.fmean(one.moved for one in group),
         ))  # fmt: skip
     return found
+
+
+def leader_of(found: Sequence[Point], arch: str, budget: int) -> Point:
+    """The best spending of a budget; a control where there is nothing else."""
+    here = [point for point in found if (point.arch, point.budget) == (arch, budget)]
+    return next((point for point in here if point.leads), here[0])
 
 
 def best(found: Sequence[Point]) -> list[Point]:
@@ -100,7 +120,7 @@ def best(found: Sequence[Point]) -> list[Point]:
     for arch in dict.fromkeys(point.arch for point in found):
         leader = None
         for budget in sorted({point.budget for point in found if point.arch == arch}):
-            own = next(point for point in found if (point.arch, point.budget) == (arch, budget))
+            own = leader_of(found, arch, budget)
             leader = own if leader is None or own.mean > leader.mean else leader
             frontier[arch, budget] = leader
     return list(frontier.values())
@@ -109,16 +129,17 @@ def best(found: Sequence[Point]) -> list[Point]:
 def as_table(found: Sequence[Point]) -> str:
     """A Markdown table; accuracies in per cent with 95 % intervals; differences are seed by seed."""
     lines = [HEADINGS]
-    leaders: set[tuple[str, int]] = set()
     for point in found:
-        first = (point.arch, point.budget) not in leaders
-        leaders.add((point.arch, point.budget))
+        first = point is leader_of(found, point.arch, point.budget)
         gap, half = point.below
         lines.append((
             point.arch, as_budget(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload), as_bytes(point.tars),
             f"{100 * point.mean:.1f}{_plus_minus(point.half_interval)}",
-            "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}", str(point.seeds),
+            "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}",
+            f"{100 * point.moved:.1f} %" if point.moved else "", str(point.seeds),
         ))  # fmt: skip
+    if not any(point.moved for point in found):
+        lines = [(*line[:-2], line[-1]) for line in lines]
     return markdown(lines, left=3)
 
 
@@ -128,8 +149,9 @@ def sentences(found: Sequence[Point]) -> list[str]:
     for arch in dict.fromkeys(point.arch for point in found):
         for budget in sorted({point.budget for point in found if point.arch == arch}):
             here = [point for point in found if (point.arch, point.budget) == (arch, budget)]
-            leader, others = here[0], here[1:]
-            equal = [point.name for point in others if not point.below[0] > point.below[1]]  # also without an interval
+            leader = leader_of(found, arch, budget)
+            # Also without an interval.
+            equal = [point.name for point in here if point is not leader and not point.below[0] > point.below[1]]
             text = (
                 f"{arch}, {as_budget(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
                 f"{_plus_minus(leader.half_interval)}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from adq.controls import is_control
 from adq.shards import absolute, file_info
 from ray_jobs.encode import Storage
 from ray_jobs.options import Backbone, Selection
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 ALL = "all images"  # the method where nothing is left to choose
 RULE = "frontier.json"
 POINT = ("arch", "budget", "method", "encoding", "images", "payload", "mean", "seeds")
-OF_SELECTION = tuple(f.name for f in fields(Selection) if f.name not in ("method", "keep", "seed"))
+OF_SELECTION = tuple(f.name for f in fields(Selection) if f.name not in ("method", "keep", "permutation", "seed"))
 OF_BACKBONE = tuple(f.name for f in fields(Backbone) if f.name != "train_workers")
 SETTINGS = ("saliency", *OF_SELECTION, *OF_BACKBONE)
 
@@ -47,7 +48,7 @@ class Rule:
 
         Accuracies are interpolated along the logarithm of the budget. Above its range, a spending is worth what it was at its
         largest budget; below, nothing is known of it. Where everything fitted, that belongs to `random`. Of several networks the
-        mean counts; sets that were made elsewhere are left out, and the best of them is named.
+        mean counts; ADQ's controls are left out, and so are sets that were made elsewhere, the best of which is named.
 
         Raises:
             ValueError: no spending there.
@@ -55,6 +56,8 @@ class Rule:
         lines: dict[tuple[str, str], dict[int, list[float]]] = {}
         sets: dict[str, list[float]] = {}
         for point in self.points:
+            if is_control(point["method"]):
+                continue
             if not point["encoding"]:
                 if point["payload"] <= wanted:
                     sets.setdefault(point["method"], []).append(point["mean"])

@@ -1,11 +1,12 @@
 """The grid of a comparison: methods with their settings, keep ratios, networks, seeds; and the selections of it."""
 
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 import pyarrow.compute as pc
 
-from adq.controls import CONTROLS
+from adq.controls import CONTROLS, PERMUTATIONS
 from palette.export import SOFT
 from ray_jobs import ingest, sample
 from ray_jobs.budget import images_that_fit
@@ -66,7 +67,13 @@ class Comparison:
             )
         return shares
 
-    def variants(self, base: Selection) -> list["Variant"]:
+    def variants(self, base: Selection, seeds: int = PERMUTATIONS) -> list["Variant"]:
+        """What is compared; in fewer seeds than PERMUTATIONS, so many permutations of each that there are as many in all."""
+        named = self._named(base)
+        taken = {one.name for one in named}
+        return [own for one in named for own in (one, *one.permutations(-(-PERMUTATIONS // seeds), taken))]
+
+    def _named(self, base: Selection) -> list["Variant"]:
         names = [name.strip() for name in self.methods.split(",") if name.strip()]
         found = [Variant.of(name, base) for name in dict.fromkeys(names)]
         if not found:
@@ -90,6 +97,11 @@ class Variant:
 
     name: str
     selection: Selection
+    row: str = ""  # of the table: several permutations of one importance share it
+
+    @property
+    def title(self) -> str:
+        return self.row or self.name
 
     @classmethod
     def of(cls, name: str, base: Selection) -> "Variant":
@@ -110,6 +122,13 @@ class Variant:
             except ValueError as error:
                 raise ValueError(f"--methods {name}: {field} is {value!r}, expected {kinds[field].__name__}") from error
         return cls(name, replace(plain, **given))
+
+    def permutations(self, count: int, taken: Collection[str]) -> list["Variant"]:
+        """Of a permuted control, so many less one to go into its row, but for those whose names are taken."""
+        if self.selection.method != "adq-permuted" or "permutation=" in self.name:
+            return []
+        names = [f"{self.name}:permutation={n}" for n in range(1, count)]
+        return [replace(self.of(name, self.selection), row=self.name) for name in names if name not in taken]
 
 
 @dataclass(frozen=True)
@@ -135,7 +154,7 @@ class Grid:
 
     @cached_property
     def variants(self) -> list[Variant]:
-        return self.comparison.variants(self.selection)
+        return self.comparison.variants(self.selection, self.evaluation.seeds)
 
     @cached_property
     def named_sets(self) -> dict[str, str]:
@@ -218,7 +237,7 @@ class Selected:
         spent = sources.seconds(selection, watched)
         spent["sample"] = float(manifest.stage.run_facts().get("seconds", 0.0))
         return rows, Outcome(
-            variant.name, keep, seed, sources.backbone.feature_seed, len(positions), payload_bytes(self.index, positions),
+            variant.title, keep, seed, sources.backbone.feature_seed, len(positions), payload_bytes(self.index, positions),
             tar_bytes(self.index, positions), manifest.summary["moved"], sum(spent.values()), sources.gpu_seconds(spent),
             rows.digest,
         )  # fmt: skip

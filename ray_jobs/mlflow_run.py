@@ -4,6 +4,7 @@ import io
 import json
 import logging
 import math
+import re
 import tempfile
 import threading
 import time
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 
 ERROR_TAG = "error"
 MAX_TAG_LENGTH = 5000  # what every MLflow server since 2.0 takes
+NOT_IN_NAMES = re.compile(r"[^\w\-. :/]")  # what MLflow does not take in the name of a tag
 
 
 class Run:
@@ -132,7 +134,7 @@ class Run:
             name: the data set's name.
             source_uri: where its shards are.
             sha256_digest: of its contents. MLflow takes 36 characters; the whole is the tag `dataset.<context>.sha256`.
-            context: "source", "subset", "train" or "test".
+            context: "source", "subset", "train", "test", or what a user calls the set.
             num_rows: its images.
             schema: type of each column, such as {"jpg": "binary", "cls": "long"}.
             profile: more numbers about it, beside num_rows.
@@ -148,7 +150,7 @@ class Run:
             profile=json.dumps({"num_rows": num_rows, **(profile or {})}, sort_keys=True),
         )
         self._client.log_inputs(self.id, [DatasetInput(dataset, [InputTag(MLFLOW_DATASET_CONTEXT, context)])])
-        self.tags({f"dataset.{context}.sha256": sha256_digest})
+        self.tags({f"dataset.{NOT_IN_NAMES.sub('_', context)}.sha256": sha256_digest})
 
     def figure(self, fig: "Figure", path: str) -> None:
         """Store a figure as an image, such as "figures/bins.png"; the ending says which kind."""

@@ -132,10 +132,13 @@ class Selection:
     balance: str = option(
         "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
     )
+    permutation: int = option(0, "Of adq-permuted: which of the orders of the importance that a seed draws.")
     seed: int = option(0, "Seed of ties and of the draws.")
 
     def __post_init__(self):
         _check_choices(self)
+        if self.permutation < 0:
+            raise ValueError(f"--permutation {self.permutation}: expected 0 or more")
         if not 0 < self.keep <= 1:
             raise ValueError(f"--keep {self.keep}: expected a share of the images above 0 and up to 1, e.g. 0.1")
         if not 0 <= self.alpha <= 1:

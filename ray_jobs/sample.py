@@ -30,6 +30,7 @@ def reads(method: str) -> tuple[str, ...]:
     found += ("scores", "diversity", "temperature", "score_norm") if "scores" in wanted else ()
     found += ("alpha", "allocation") if method in BY_IMPORTANCE else ()
     found += ("depth",) if method in OF_THE_HEAD else ()
+    found += ("permutation",) if method == "adq-permuted" else ()
     return found + (("balance",) if method in BY_BINS or method == "random" else ())
 
 
@@ -80,6 +81,8 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
     config |= {name: getattr(selection, name) for name in ("balance", "alpha", "allocation") if name in own}
     if "depth" in own:
         config |= {"depth": selection.depth or "by the keep ratio"}
+    if "permutation" in own and selection.permutation:
+        config |= {"permutation": selection.permutation}
     inputs = {"index": index.manifest.content} | seen.contents(method)
     stage = Stage(job.store, "sample", VERSION, inputs, config)
 
@@ -89,7 +92,7 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
         alpha = selection.alpha if method in BY_IMPORTANCE else 0.0
         made = choose(
             pool, method, selection.keep, selection.seed, importance, alpha, selection.allocation, selection.balance,
-            selection.depth,
+            selection.depth, selection.permutation,
         )  # fmt: skip
         subset = table.filter(pa.array(made.chosen))
         subset = subset.add_column(2, "bin", pa.array(made.bins[made.chosen], pa.int32()))

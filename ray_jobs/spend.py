@@ -69,7 +69,7 @@ def run(wanted: Compression, spend: Spend, compute: Compute, place: Place, given
             Comparison(extractors=1), Evaluation(seeds=1), wanted.data, selection, wanted.backbone, (), wanted.out
         )
         copies = Copies(job, index, wanted.backbone, selection.seed, wanted.data.skip_corrupt)
-        rows, payload = copies.fitting(Selected(job, index, grid), variant, storage, spent, selection.seed)
+        rows, payload, _ = copies.fitting(Selected(job, index, grid), variant, storage, spent, selection.seed)
         copy = copies.of(storage)
         written = write.run(job, copy, subset_of(job, copy, rows.positions), wanted.out, selection.seed)
         job.run.metrics({"images": rows.images, "payload_bytes": payload, "tar_bytes": written.summary["tar_bytes"]})

@@ -1,7 +1,5 @@
 """Jobs that say what a set of images is worth: trainings, comparisons, accuracy over bytes."""
 
-from dataclasses import replace
-
 import click
 
 from ray_jobs.command_line import command, options
@@ -31,7 +29,7 @@ def evaluate(evaluation, reading, compute, place, train, test):
 @click.option(
     "--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the table, the figures and every run."
 )
-@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed"))
+@options(Comparison, Evaluation, Data, Selection, Backbone, Compute, Place, without=("method", "seed", "permutation"))
 def compare(comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Compare selection methods: networks trained on what each keeps, differences to random and DQ with their intervals."""
     run_comparison(Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
@@ -44,11 +42,10 @@ def compare(comparison, evaluation, data, selection, backbone, compute, place, t
 )
 @options(
     Budgets, Comparison, Evaluation, Data, Selection, Backbone, Compute, Place,
-    without=("keep", "without_controls", "method", "seed", "labels"),
+    without=("keep", "method", "seed", "permutation", "labels"),
 )  # fmt: skip
 def frontier(budgets, comparison, evaluation, data, selection, backbone, compute, place, test, out):
     """Accuracy over bytes: what a budget buys, for every way to spend it."""
-    comparison = replace(comparison, without_controls=True)
     run_frontier(budgets, Grid(comparison, evaluation, data, selection, backbone, test, out), compute, place)
 
 

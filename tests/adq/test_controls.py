@@ -1,6 +1,6 @@
 import numpy as np
 
-from adq.controls import permuted, random_bins, reversed_importance
+from adq.controls import CONTROLS, is_control, permuted, random_bins, reversed_importance
 
 
 def test_permuted_importance_has_the_same_numbers_elsewhere():
@@ -9,6 +9,8 @@ def test_permuted_importance_has_the_same_numbers_elsewhere():
     assert all(sorted(order) == sorted(importance) and (order != importance).any() for order in found)
     assert len({order.tobytes() for order in found}) == 5
     assert (permuted(importance, 0) == found[0]).all()
+    assert len({tuple(permuted(importance, 0, number)) for number in range(5)}) == 5, "several of one seed"
+    assert (permuted(importance, 0, 2) == permuted(importance, 0, 2)).all()
     assert permuted(np.array([1.0]), 0).tolist() == [1.0]
     assert reversed_importance(importance).tolist() == importance[::-1].tolist()
 
@@ -24,3 +26,8 @@ def test_random_bins_are_as_large_in_every_class():
     # They mean nothing: agreement is that of chance, a sixth.
     assert 0.08 < (found == bins).mean() < 0.26
     assert (random_bins(keys, bins, labels, 2) != found).any()
+
+
+def test_a_control_is_known_by_its_name_with_and_without_settings():
+    assert all(is_control(name) and is_control(f"{name}:alpha=1") for name in CONTROLS)
+    assert not any(is_control(name) for name in ("adq", "adq:alpha=1", "dq", "random", "adq-permutedly"))

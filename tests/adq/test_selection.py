@@ -37,6 +37,14 @@ def test_adq_and_its_controls_differ_in_the_importance_or_the_bins_alone(keep):
     assert len({found[method].chosen.tobytes() for method in wanted}) == 4
 
 
+def test_several_permutations_of_one_seed():
+    pool = make_pool()
+    found = [choose(pool, "adq-permuted", 0.3, 3, IMPORTANCE, permutation=number) for number in range(3)]
+    for number, made in enumerate(found):
+        np.testing.assert_array_equal(made.importance, permuted(IMPORTANCE, 3, number))
+    assert len({made.chosen.tobytes() for made in found}) == 3
+
+
 def test_alpha_and_the_allocation_reach_the_quotas():
     pool = make_pool()
     dq = choose(pool, "dq", 0.2, 0)

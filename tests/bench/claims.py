@@ -20,11 +20,17 @@ KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "ar
 def lines_of(name: str, folder: Path) -> list[dict]:
     """A line a training, without its bit for every test image."""
     rows = pq.read_table(folder / "runs.parquet").to_pylist()
-    return [{"data": name} | {key: row[key] for key in KEPT if key in row} for row in rows]
+    return [{"data": name} | {key: row[key] for key in KEPT if key in row} | _permutation(row) for row in rows]
+
+
+def _permutation(row: dict) -> dict:
+    """What tells the permutations of a seed apart."""
+    return {"selection": row["selection"][:16]} if row["method"].startswith("adq-permuted") else {}
 
 
 def outcome(line: dict) -> Outcome:
-    return Outcome(**{key: line[key] for key in KEPT}, payload=0, tars=0, gpu_seconds=0.0)
+    found = {key: line[key] for key in KEPT}
+    return Outcome(**found, payload=0, tars=0, gpu_seconds=0.0, selection=line.get("selection", ""))
 
 
 def as_lines(found: list[Cell]) -> str:
@@ -58,9 +64,8 @@ def main() -> None:
     for entry in wanted.add:
         name, _, folder = entry.partition("=")
         found += lines_of(name, Path(folder))
-    found = list(
-        {json.dumps([line[key] for key in ("data", "arch", "method", "keep", "seed")]): line for line in found}.values()
-    )
+    named = ("data", "arch", "method", "keep", "seed", "selection")
+    found = list({json.dumps([line.get(key) for key in named]): line for line in found}.values())
     wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
     for name in dict.fromkeys(line["data"] for line in found):
         done = [outcome(line) for line in found if line["data"] == name]

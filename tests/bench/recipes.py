@@ -25,6 +25,7 @@ from adq.process import keep_freed_memory
 from adq.randomness import global_draws
 from adq.training import Recipe, TensorImages, correct, epoch_batches, steps_per_epoch, train
 from ray_jobs import recipe_files
+from tests.bench.adaptive_colors import sized
 from tests.bench.palettes_data import DATA, examples, load
 
 SPEAK_SECONDS = 30
@@ -32,7 +33,7 @@ SPEAK_SECONDS = 30
 
 def wanted_recipe(options: argparse.Namespace, name: str, arch: str) -> Recipe:
     recipe = recipe_files.read(name).recipe(arch)
-    recipe = replace(recipe, bfloat16=recipe.bfloat16 or options.bfloat16)
+    recipe = replace(recipe, bfloat16=recipe.bfloat16 or options.bfloat16, compile=recipe.compile or options.compile)
     if options.steps or options.epochs:
         return replace(recipe, steps=options.steps, epochs=options.epochs)
     return recipe
@@ -72,6 +73,11 @@ def one(
     }  # fmt: skip
 
 
+def images_of(options: argparse.Namespace, split: str, shards: int) -> TensorImages:
+    images, labels = load(options.data, split, shards)
+    return examples(sized(images, options.side), labels)
+
+
 def across_classes(data: TensorImages, count: int) -> TensorImages:
     """Every n-th image: keys are in the order of the classes."""
     rows = np.linspace(0, len(data) - 1, count).astype(np.int64)
@@ -89,9 +95,11 @@ def main() -> None:
     length.add_argument("--epochs", type=int, help="instead of the recipe's length")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bfloat16", action="store_true", help="on a CPU, too")
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--shards", type=int, default=10, help="of the training set; all of the test set is used")
+    parser.add_argument("--side", type=int, help="pixels at which networks see the images; their own otherwise")
     parser.add_argument("--overfit", type=int, metavar="IMAGES", help="train and test on the first images alone")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="lines are added to this file")
@@ -99,11 +107,11 @@ def main() -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
         keep_freed_memory()
-    data = examples(*load(options.data, "train", 1 if options.overfit else options.shards))
+    data = images_of(options, "train", 1 if options.overfit else options.shards)
     if options.overfit:
         data = test = across_classes(data, options.overfit)
     else:
-        test = examples(*load(options.data, "val", len(list(options.data.glob("*val-*.tar")))))
+        test = images_of(options, "val", len(list(options.data.glob("*val-*.tar"))))
     for name, arch in itertools.product(options.recipe, options.arch):
         recipe, found = wanted_recipe(options, name, arch), []
         for seed in range(options.seeds):

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from adq.controls import CONTROLS
+from adq.controls import CONTROLS, PERMUTATIONS
 from adq.extractor import input_transform
 from adq.models import SMALL
 from adq.process import settle
@@ -35,6 +35,7 @@ from tests.bench.palettes_data import DATA
 from tests.bench.without_ray import OutOfTime, Seen, Split, choice, look, parsed, read_split, seen, trained
 
 CHECKPOINT_SECONDS = 30
+PERMUTATION = ":permutation="  # in the name of a method; those of one importance share a row of the table
 NAMED = (
     "side",
     "shards",
@@ -156,6 +157,13 @@ def key(line: dict) -> str:
     return _digest([line[name] for name in ("method", "keep", "seed", "extractor", "arch", "settings")])
 
 
+def with_permutations(methods: list[str], seeds: int) -> list[str]:
+    """What is trained in each seed: of the permuted control as many permutations as make PERMUTATIONS in all seeds."""
+    more = [f"{PERMUTATION}{n}" for n in range(1, -(-PERMUTATIONS // seeds))]
+    permuted = [method for method in methods if method.startswith("adq-permuted") and PERMUTATION not in method]
+    return list(dict.fromkeys([*methods, *(method + suffix for method in permuted for suffix in more)]))
+
+
 def lines(
     work: Work, options: argparse.Namespace, there: set[str], until: float
 ) -> Iterator[tuple[dict, Recipe, np.ndarray]]:
@@ -171,7 +179,7 @@ def lines(
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         extractor = options.feature_seed + (seed % options.extractors if options.extractors else seed)
         for keep in options.keep:
-            for method in options.methods:
+            for method in with_permutations(options.methods, options.seeds):
                 named = {"method": method, "keep": keep, "seed": seed, "extractor": extractor}
                 each = [
                     named | {"arch": arch, "settings": shared | {"recipe": asdict(r)}} for arch, r in recipes.items()
@@ -255,7 +263,8 @@ def table(found: list[dict]) -> str:
     for mine in groups.values():
         settings = {name: value for name, value in mine[0]["settings"].items() if name != "recipe"}
         heading = ", ".join([mine[0]["arch"], *(f"{name} {value}" for name, value in settings.items())])
-        told.append(f"{heading}\n\n{as_lines(cells([outcome(line) for line in mine]))}")
+        rows = [line | {"method": line["method"].partition(PERMUTATION)[0]} for line in mine]
+        told.append(f"{heading}\n\n{as_lines(cells([outcome(line) for line in rows]))}")
     return "\n\n".join(told)
 
 

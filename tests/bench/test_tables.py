@@ -66,6 +66,18 @@ def test_lines_are_made_once_and_told(call, tmp_path, capsys):
     assert "| 10 % | adq:alpha=1 | 30 |" in told and NETWORK in told and "| 2 |" in told
 
 
+def test_few_seeds_bring_several_permutations():
+    named = ["adq", "adq-permuted", "adq-permuted:alpha=1"]
+    assert tables.with_permutations(named, 5) == named
+    more = tables.with_permutations(named, 2)
+    assert more[:3] == named and more[3:] == [f"{name}:permutation={n}" for name in named[1:] for n in (1, 2)]
+    line = {"arch": "net", "settings": {}, "keep": 0.1, "extractor": 0, "images": 9, "moved": 0.1, "seconds": 1.0}
+    reached = {("", 0): 0.1, (":permutation=1", 0): 0.3, ("", 1): 0.4, (":permutation=1", 1): 0.6}
+    found = [line | {"method": f"adq-permuted{suffix}", "seed": seed, "selection": f"{suffix}{seed}", "top1": top1}
+             for (suffix, seed), top1 in reached.items()]  # fmt: skip
+    assert "| adq-permuted | 9 | 35.0 ± 190.6 |" in tables.table(found) and ":permutation" not in tables.table(found)
+
+
 def test_without_time_nothing_is_begun(call, tmp_path, capsys):
     assert call("--methods", "random", "--seeds", "1", "--seconds", "0.001", status=1) == []
     assert "out of time; the same command goes on" in capsys.readouterr().out

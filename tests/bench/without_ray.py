@@ -27,7 +27,8 @@ from tests.bench.palettes_data import samples
 
 FEATURE_BATCH, BLOCK, DECODERS = 256, 4096, 8
 COLUMNS = ("embedding", "pooled", "view", "view_pooled", "texture")
-SETTINGS = {"alpha": float, "allocation": str, "balance": str, "depth": float}  # of methods, after a colon
+# Of methods, after a colon.
+SETTINGS = {"alpha": float, "allocation": str, "balance": str, "depth": float, "permutation": int}
 
 
 class OutOfTime(Exception):
@@ -158,6 +159,7 @@ def parsed(method: str) -> tuple[str, dict[str, object]]:
         raise ValueError(f"method {name} watches a training: compare has it")
     reads = ("alpha", "allocation") if name in BY_IMPORTANCE else ("depth",) if name in OF_THE_HEAD else ()
     reads += ("balance",) if name in (*BY_BINS, "random") else ()
+    reads += ("permutation",) if name == "adq-permuted" else ()
     pairs = [setting.partition("=")[::2] for setting in given]
     if unknown := [setting for setting, _ in pairs if setting not in reads]:
         raise ValueError(f"method {name} has no setting {unknown[0]!r} here; known: {', '.join(reads) or 'none'}")

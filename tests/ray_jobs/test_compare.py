@@ -1,6 +1,8 @@
 """A comparison on a real cluster."""
 
 import io
+import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -8,12 +10,15 @@ import pytest
 import torch
 
 from adq.container import pack
+from adq.controls import CONTROLS
 from adq.extractor import input_transform
 from adq.features import load
 from adq.models import build
 from adq.training import TensorImages, correct
-from ray_jobs import compare, compress, evaluate, ingest, rank, relabel, weights
+from ray_jobs import compare, compress, evaluate, frontier, ingest, rank, relabel, weights
 from ray_jobs.evaluate import Evaluation
+from ray_jobs.frontier import Budgets
+from ray_jobs.frontier_rule import RULE
 from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.job import opened
 from ray_jobs.options import Backbone, Data, Place, Selection
@@ -26,6 +31,7 @@ from tests.bench.without_ray import read_split
 from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, tars, write_shard
 
 METHODS = "random,dq,adq:alpha=1:bins=5,herding,el2n"
+PERMUTED = "adq-permuted:alpha=1:bins=5"
 OWN = "own"  # a set that no method selected
 NETWORK = "convnet-d3-w8"
 BACKBONE = Backbone(backbone=NETWORK, weights="train:1")
@@ -33,7 +39,8 @@ BACKBONE = Backbone(backbone=NETWORK, weights="train:1")
 
 def grid(shards, out, **changes) -> Grid:
     sets = (f"{OWN}={shards}/part-000001.tar",)
-    comparison = Comparison(METHODS, keep="0.05,0.1", sets=sets, extractors=1, without_controls=True)
+    methods = f"{METHODS},{PERMUTED}"
+    comparison = Comparison(methods, keep="0.05,0.1", sets=sets, extractors=1, without_controls=True)
     evaluation = Evaluation(NETWORK, seeds=2, steps=6, train_batch=32)
     data, test = Data(data=(f"{shards}/part-*[012].tar",)), (f"{shards}/part-000003.tar",)
     return Grid(replace(comparison, **changes), evaluation, data, Selection(), BACKBONE, test, str(out))
@@ -50,7 +57,16 @@ def compared(cluster, shards, tmp_path_factory):
 def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(compared, shards):
     runs = parquet_table((compared / "out" / "runs.parquet").read_bytes())
     rows = runs.to_pylist()
-    assert len(rows) == 5 * 2 * 2 + 2 and {row["method"] for row in rows} == {*METHODS.split(","), OWN}
+    permutations = 3  # in each of two seeds, to be five or more
+    assert len(rows) == (5 + permutations) * 2 * 2 + 2
+    assert {row["method"] for row in rows} == {*METHODS.split(","), PERMUTED, OWN}
+    permuted = [row for row in rows if (row["method"], row["keep"]) == (PERMUTED, 0.1)]
+    assert (
+        sorted(row["seed"] for row in permuted) == [0, 0, 0, 1, 1, 1]
+        and len({row["selection"] for row in permuted}) == 6
+    )
+    assert f" {PERMUTED} " in (told := (compared / "out" / "table.md").read_text()) and " 2, 6 sets |" in told
+    assert "permutation=" not in told and "permutations of the importance" not in told
     assert {row["images"] for row in rows if row["method"] != OWN} == {38, 75}
     own = [row for row in rows if row["method"] == OWN]
     assert [(row["images"], row["keep"], row["seed"]) for row in own] == [(250, 1 / 3, 0), (250, 1 / 3, 1)]
@@ -74,6 +90,9 @@ def test_every_run_is_there_and_an_evaluation_of_written_shards_says_the_same(co
     adq = Selection(method="adq", alpha=1.0, bins=5, keep=0.1, seed=1)
     compress.run(compress.Compression(data, BACKBONE, adq, str(compared / "adq")), CPU, place)
     assert_told(compared / "out", "adq:alpha=1:bins=5 keep 0.1 seed 1", compared / "adq", index)
+    second = Selection(method="adq-permuted", alpha=1.0, bins=5, keep=0.1, seed=1, permutation=2)
+    compress.run(compress.Compression(data, BACKBONE, second, str(compared / "permuted")), CPU, place)
+    assert_told(compared / "out", f"{PERMUTED}:permutation=2 keep 0.1 seed 1", compared / "permuted", index)
     files = {name: data for name, data in members(out).items() if name.endswith(".jpg")}
     labels = [int(members(out)[name.replace(".jpg", ".cls")]) for name in files]
     assert same["payload"] == found[0]["bytes"] == len(pack([*files.values()], ["jpg"] * 75, np.array(labels), CLASSES))
@@ -123,7 +142,7 @@ def test_a_selection_of_a_comparison_is_exported_by_its_name(compared, shards, t
         index, other = ingest.run(job, wanted.data), ingest.run(job, Data(data=wanted.test))
     assert chosen_keys(str(compared / "out"), index, choice) == chosen_keys(str(tmp_path / "again"), index)
     with pytest.raises(
-        ValueError, match=r"is a comparison; name one .* --choice: 'random keep 0.05 seed 0', .* and 10 more"
+        ValueError, match=r"is a comparison; name one .* --choice: 'random keep 0.05 seed 0', .* and 22 more"
     ):
         chosen_keys(str(compared / "out"), index)
     with pytest.raises(ValueError, match=r"--choice 'dq': no selection of .* has this name; there are 'random keep"):
@@ -156,16 +175,35 @@ def test_cells_hold_their_trainings_in_mlflow_and_the_table_links_to_them(compar
     cell = by_name[f"dq keep 0.1 {NETWORK}"]
     assert cell.data.params["method"] == "dq" and cell.data.params["keep"] == "0.1"
     assert 0 <= cell.data.metrics["top1"] <= 1 and cell.info.status == "FINISHED"
+    permuted = by_name[f"{PERMUTED} keep 0.1 {NETWORK}"].info.run_id
+    of_it = [run for run in every if run.data.tags.get("mlflow.parentRunId") == permuted]
+    assert len(of_it) == len({run.info.run_name for run in of_it}) == 6
     below = [run for run in every if run.data.tags.get("mlflow.parentRunId") == cell.info.run_id]
     assert {run.info.run_name for run in below} == {f"dq keep 0.1 {NETWORK} seed {seed}" for seed in (0, 1)}
     assert np.mean([run.data.metrics["top1"] for run in below]) == pytest.approx(cell.data.metrics["top1"])
     table = (compared / "out" / "table.md").read_text()
-    assert cell.info.run_id in table and table.count("| convnet-d3-w8") == 11
+    assert cell.info.run_id in table and table.count("| convnet-d3-w8") == 13
     assert (compared / "out" / f"{NETWORK}.png").stat().st_size > 10_000
     told = by_name["compare"].data.tags["mlflow.note.content"]
-    assert f"{100 * cell.data.metrics['top1']:.1f} ± " in told and told.count("| convnet-d3-w8") == 11
+    assert f"{100 * cell.data.metrics['top1']:.1f} ± " in told and told.count("| convnet-d3-w8") == 13
     adq = by_name[f"adq:alpha=1:bins=5 keep 0.1 {NETWORK}"].data
     assert adq.params["alpha"] == "1.0" and adq.params["bins"] == "5" and adq.metrics["moved"] > 0
+
+
+def test_a_frontier_brings_the_controls_of_adq_too(compared, shards, tmp_path):
+    wanted = grid(shards, tmp_path / "out", methods="adq:alpha=1:bins=5", without_controls=False, sets=())
+    frontier.run(Budgets("20kB", "original"), wanted, replace(CPU, actors=2), Place(store=str(compared / "runs")))
+    rows = parquet_table((tmp_path / "out" / "runs.parquet").read_bytes()).to_pylist()
+    named = [f"{name}:alpha=1:bins=5" for name in ("adq", *CONTROLS)]
+    assert {row["method"] for row in rows} == {"random", "dq", *named} and len(rows) == (2 + 3 + 3) * 2
+    assert len({row["training"] for row in rows if row["method"] == PERMUTED}) == 6
+    assert {row["moved"] > 0 for row in rows if row["method"] in named} == {True}
+    assert all(row["moved"] == 0 for row in rows if row["method"] in ("random", "dq"))
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.count(f"| {PERMUTED} as original ") == 1 and "| moved |" in table and "permutation=" not in table
+    leader = re.search(r"20 kB: (\S+) as original", table)[1]
+    assert leader in ("random", "dq", "adq:alpha=1:bins=5")
+    assert json.loads((tmp_path / "out" / RULE).read_text())["points"]
 
 
 def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch, capsys):
@@ -173,7 +211,7 @@ def test_again_trains_nothing_and_writes_the_same(compared, shards, monkeypatch,
     monkeypatch.setattr(compare, "pack", lambda *_: pytest.fail("trains again"))
     compare.run(grid(shards, compared / "out"), CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
-    assert "0 networks, 22 done before" in said and "| over random" in said
+    assert "0 networks, 34 done before" in said and "| over random" in said
     assert (compared / "out" / "runs.parquet").read_bytes() == before
 
 
@@ -227,7 +265,7 @@ def test_an_estimate_trains_nothing(compared, shards, capsys):
     wanted = grid(shards, compared / "estimate", **changes)
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
-    assert "(6 sets x 2 keep ratios + 1 of --sets) x 2 seeds x 1 networks: 26 trainings" in said and "cost" in said
+    assert "(8 sets x 2 keep ratios + 1 of --sets) x 2 seeds x 1 networks: 34 trainings" in said and "cost" in said
     assert not list((compared / "estimate").glob("*"))
 
 

@@ -107,8 +107,23 @@ def test_sets_of_other_sizes_are_not_compared():
 def test_few_permutations_are_told():
     done = [outcome("adq-permuted", seed, 0.2) for seed in range(5)]
     assert few_permutations(cells(done)) == "" == few_permutations(cells([outcome("adq", 0, 0.1)]))
-    assert "on 3 permutations of the importance, one a seed: --seeds 5 or more" in few_permutations(cells(done[:3]))
+    assert few_permutations(cells(done[:3])) == "adq-permuted stands on 3 permutations of the importance: 5 tell more."
     assert "on one permutation of" in few_permutations(cells(done[:1]))
+
+
+def test_several_permutations_of_a_seed_count_once():
+    done = [outcome("random", seed, 0.2) for seed in (0, 1)]
+    done += [
+        replace(outcome("adq-permuted", seed, top1), selection=f"{seed} {number}")
+        for seed, values in enumerate(((0.1, 0.2, 0.3), (0.4, 0.6, 0.5)))
+        for number, top1 in enumerate(values)
+    ]
+    random, permuted = cells(done)
+    assert (permuted.seeds, permuted.selections) == (2, 6) and permuted.mean == pytest.approx(0.35)
+    assert permuted.half_interval == pytest.approx(12.706 * math.sqrt(0.045) / math.sqrt(2), rel=1e-3)
+    assert permuted.over_random == (pytest.approx(0.15), pytest.approx(permuted.half_interval))
+    assert as_table([random, permuted]).splitlines()[-1].endswith(" 2, 6 sets |")
+    assert trained_again([random, permuted]) == "" == few_permutations([random, permuted])
 
 
 def test_the_figure_shows_every_method(tmp_path):

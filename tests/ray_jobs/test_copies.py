@@ -73,9 +73,9 @@ def test_a_budget_is_filled_from_a_source_of_indexed_images_too(tmp_path):
     grid = Grid(Comparison(), Evaluation(seeds=1), Data(), Selection(), Backbone(), (), "")
     copies, selected = Copies(job, index, Backbone()), Selected(job, index, grid)
     random, budget = Variant.of("random", Selection()), payload_bytes(index, np.arange(120)) // 2
-    rows, payload = copies.fitting(selected, random, Storage(), budget, 0)
+    rows, payload, _ = copies.fitting(selected, random, Storage(), budget, 0)
     assert payload == payload_bytes(index, rows.positions)
     assert 0.95 * budget < payload <= budget < 0.8 * compact_bytes(index, rows.positions)
     # Few images take less than their files, too.
-    rows, payload = copies.fitting(selected, random, Storage(), compact_bytes(index, np.arange(3)) - 1, 0)
+    rows, payload, _ = copies.fitting(selected, random, Storage(), compact_bytes(index, np.arange(3)) - 1, 0)
     assert rows.images >= 3

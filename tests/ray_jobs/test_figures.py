@@ -48,7 +48,6 @@ def test_every_figure_draws_for_few_and_many_bins(m):
         figures.bin_grid(images),
         figures.class_counts(random.integers(0, 50, (m, 10))),
         figures.class_counts(random.integers(0, 50, (m, 1000)), range(1, m + 1)),
-        figures.accuracy([{"method": f"method {n}", "images": 500, "mean": 70.0 + n} for n in range(min(m, 20))]),
         figures.loss_curve(range(m * 10), np.exp(-np.arange(m * 10.0)), "A loss"),
     ]
     for figure in drawn:
@@ -98,14 +97,3 @@ def test_the_grid_has_a_row_a_bin_in_order_and_shows_the_images():
     axes = figures.bin_grid(images, {10: "bin 10, 1.2 %"}).axes
     assert [cell.get_ylabel() for cell in axes] == ["bin 2", "", "bin 10, 1.2 %", ""]
     assert [cell.images[0].get_array().max() if cell.images else None for cell in axes] == [20, 21, 10, None]
-
-
-def test_accuracy_is_sorted_and_shows_its_spread():
-    rows = [
-        {"method": "ADQ", "images": 500, "mean": 71.9, "std": 0.4},
-        {"method": "random", "images": 500, "mean": 71.2, "low": 70.8, "high": 71.9},
-        {"method": "all", "images": 5000, "mean": 88.3},
-    ]
-    (axes,) = figures.accuracy(rows).axes
-    assert [label.get_text().split("\n")[0] for label in axes.get_yticklabels()] == ["random", "ADQ", "all"]
-    assert texts(axes) == ["71.2 (70.8 to 71.9)", "71.9 ± 0.4", "88.3"]

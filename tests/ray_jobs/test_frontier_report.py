@@ -1,5 +1,7 @@
 """What a frontier says is true of its runs."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,23 @@ def test_a_larger_budget_can_be_spent_as_a_smaller_one():
     worse = [one for one in runs() if one.budget == BUDGETS[0]]
     worse += [Spent("random", "original", 10**7, 0, 30, 10**7, 10**7, "convnet-d3", 0.2, np.ones(8, bool), "t")]
     assert [point.budget for point in best(points(worse))] == [BUDGETS[0]] * 2
+
+
+def test_a_control_of_adq_never_leads():
+    done = [one for one in runs() if one.budget == BUDGETS[0]]
+    for number in range(2):
+        done += [replace(one, method="adq-permuted", top1=one.top1 + 0.1 + number / 50, moved=0.08)
+                 for one in done[:9] if one.name == "random as webp:20"]  # fmt: skip
+    found = points(done)
+    assert [point.name for point in found][:2] == ["adq-permuted as webp:20", "random as webp:20"]
+    assert found[0].seeds == 3 and found[0].mean == pytest.approx(0.53), "two permutations of a seed count once"
+    assert found[0].below == (pytest.approx(-0.11), pytest.approx(0, abs=1e-12)) and found[1].below == (0, 0)
+    assert [point.name for point in best(found)] == ["random as webp:20"]
+    rows = [[cell.strip() for cell in line.split("|")] for line in as_table(found).splitlines()[2:]]
+    assert [row[8:10] for row in rows[:2]] == [["-11.0 ± 0.0", "8.0 %"], ["best", ""]]
+    assert sentences(found)[0].startswith("convnet-d3, 100 kB: random as webp:20")
+    assert "not to be told from it: adq-permuted as webp:20, dq" in sentences(found)[0]
+    assert [point.name for point in best(found[:1])] == ["adq-permuted as webp:20"], "where there is nothing else"
 
 
 def test_one_seed_has_no_interval_and_is_drawn_all_the_same():

@@ -42,6 +42,8 @@ def test_the_rule_interpolates_between_budgets_and_leaves_other_sets_out():
     whole = {"arch": "convnet-d3", "budget": 10**7, "method": "all images", "encoding": "original", "mean": 0.95}
     assert best_spending([*rule, whole], 100_000)[1] == "webp:20"
     assert best_spending([*rule, whole], 10**8) == ("random", "original", pytest.approx(0.95))
+    control = rule[0] | {"method": "adq-permuted:alpha=1", "mean": 0.99}
+    assert best_spending([*rule, control], 100_000) == ("random", "webp:20", pytest.approx(0.42))
     alone = whole | {"encoding": "webp:50"}
     assert best_spending([*rule, alone], 10**6) == ("random", "original", pytest.approx(0.71))
     with pytest.raises(ValueError, match="no spending"):

@@ -65,6 +65,29 @@ def test_every_adq_brings_its_controls_with_its_own_settings():
     assert len(Comparison("adq,adq:alpha=1", without_controls=True).variants(base)) == 2
 
 
+def test_few_seeds_bring_several_permutations_each_as_one_row():
+    def permuted(methods: str, seeds: int) -> list[tuple[str, str, int]]:
+        found = Comparison(methods, without_controls=True).variants(Selection(), seeds)
+        return [(one.name, one.title, one.selection.permutation) for one in found]
+
+    assert permuted("adq-permuted,adq-reversed", 5) == [
+        ("adq-permuted", "adq-permuted", 0), ("adq-reversed", "adq-reversed", 0),
+    ]  # fmt: skip
+    assert permuted("adq-permuted:alpha=1", 3) == [
+        ("adq-permuted:alpha=1", "adq-permuted:alpha=1", 0),
+        ("adq-permuted:alpha=1:permutation=1", "adq-permuted:alpha=1", 1),
+    ]
+    assert [number for _, _, number in permuted("adq-permuted", 1)] == [0, 1, 2, 3, 4]
+    named = permuted("adq-permuted,adq-permuted:permutation=2", 1)
+    assert len({name for name, _, _ in named}) == len(named) == 5, "one that is named stays a row of its own"
+    assert ("adq-permuted:permutation=2", "adq-permuted:permutation=2", 2) in named
+    assert permuted("adq-permuted:permutation=3", 1) == [("adq-permuted:permutation=3",) * 2 + (3,)]
+    with pytest.raises(ValueError, match="adq has no setting 'permutation'"):
+        permuted("adq:permutation=1", 1)
+    with pytest.raises(ValueError, match="--permutation -1: expected 0 or more"):
+        permuted("adq-permuted:permutation=-1", 1)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -88,4 +111,6 @@ def test_settings_that_methods_read_are_taken():
     assert Variant.of("adq-permuted:score-norm=zscore", Selection()).selection.score_norm == "zscore"
     assert Variant.of("prefix:depth=0.5", Selection()).selection.depth == 0.5
     every = {field.name for field in fields(Selection)} - {"method", "keep", "seed"}
-    assert set(sample.reads("adq")) == every - {"depth"}, "a setting that is new belongs to the methods that read it"
+    assert set(sample.reads("adq")) == every - {"depth", "permutation"}, (
+        "a setting that is new belongs to the methods that read it"
+    )

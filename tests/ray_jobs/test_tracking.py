@@ -168,14 +168,16 @@ def test_data_sets_are_inputs_with_cut_digests_and_whole_ones_as_tags(reopen):
                 "cifar10", "s3://bucket/train-{000000..000009}.tar", SHA256, "source", 50_000, {"jpg": "binary"}
             )
             run.dataset("cifar10 10 %", "/data/subset", SHA256[::-1], "subset", 5_000, profile={"bytes": 7})
+            run.dataset("own", "/data/own", SHA256, "distilled, 16 colours (ours)", 40)
     found = tracker.client.get_run(run.id)
     inputs = {item.tags[0].value: item.dataset for item in found.inputs.dataset_inputs}
-    assert len(found.inputs.dataset_inputs) == 2
+    assert len(found.inputs.dataset_inputs) == 3
     assert inputs["source"].digest == SHA256[:36]
     assert (inputs["source"].source_type, inputs["subset"].source_type) == ("s3", "local")
     assert json.loads(inputs["source"].source) == {"uri": "s3://bucket/train-{000000..000009}.tar"}
     assert json.loads(inputs["subset"].profile) == {"num_rows": 5_000, "bytes": 7}
     assert found.data.tags["dataset.source.sha256"] == SHA256
+    assert found.data.tags["dataset.distilled_ 16 colours _ours_.sha256"] == SHA256
     assert found.data.tags["dataset.subset.sha256"] == SHA256[::-1]
 
 
