@@ -4,6 +4,8 @@ Min-max normalisation turns pure noise into quotas that move a tenth of the imag
 itself. An importance that helps must beat the same numbers given to other bins, and bins that mean nothing.
 """
 
+import math
+
 import numpy as np
 
 from adq.randomness import key_order, numpy_generator
@@ -18,13 +20,20 @@ def is_control(method: str) -> bool:
 
 
 def permuted(importance: np.ndarray, seed: int, number: int = 0) -> np.ndarray:
-    """The importance [m] of the bins in another order, drawn by seed and number; with two bins or more, never the same order."""
-    generator = numpy_generator(seed, "permuted importance", *([number] if number else []))
-    places = np.arange(len(importance))
+    """The importance [m] of the bins in another order, drawn by the seed; with two bins or more, never the same order.
+
+    Args:
+        number: each is an order that the numbers before it in the seed are not, as far as m! - 1 orders go round.
+    """
+    generator, m = numpy_generator(seed, "permuted importance"), len(importance)
+    others = math.factorial(min(m, 20)) - 1
+    number, drawn = number % others if others else 0, [tuple(range(m))] if others else []
     while True:
-        order = generator.permutation(len(importance))
-        if len(importance) < 2 or (order != places).any():
-            return np.asarray(importance)[order]
+        order = tuple(generator.permutation(m).tolist())
+        if order not in drawn:
+            drawn.append(order)
+            if len(drawn) > number + bool(others):
+                return np.asarray(importance)[list(order)]
 
 
 def reversed_importance(importance: np.ndarray) -> np.ndarray:

@@ -152,7 +152,7 @@ def _cell_runs(job: Job, grid: Grid, plan: Plan, outcomes: dict) -> Iterator[dic
             if name not in runs:
                 variant = variants.get(outcome.method)
                 settings = asdict(variant.selection) if variant else {"method": "none"}
-                params = {k: v for k, v in settings.items() if k != "seed"} | {
+                params = {k: v for k, v in settings.items() if k not in ("seed", "permutation")} | {
                     "set": outcome.method, "keep": outcome.keep, "arch": training.classifier.arch, "seeds": grid.evaluation.seeds,
                 }  # fmt: skip
                 digest = sha256(canonical_json([grid.identity(), name, contents]))

@@ -145,7 +145,8 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
             cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload),
             as_bytes(cell.tars), top1, _difference(cell.over_random), _difference(cell.over_dq),
             f"{100 * cell.moved:.1f} %" if cell.moved else "",
-            f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "", _seeds(cell),
+            f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "",
+            count_of(cell.seeds, cell.selections),
         ))  # fmt: skip
     empty = [i for i in range(len(HEADINGS)) if i > 1 and not any(line[i] for line in lines[1:])]
     table = markdown([[cell for i, cell in enumerate(line) if i not in empty] for line in lines], left=2)
@@ -185,20 +186,21 @@ def of_other_sizes(found: Sequence[Cell]) -> str:
 
 def few_permutations(found: Sequence[Cell]) -> str:
     """What the permuted control stands on, where that is fewer than PERMUTATIONS."""
-    fewest = min((cell.selections for cell in found if cell.method.startswith("adq-permuted")), default=PERMUTATIONS)
+    permuted = [cell for cell in found if cell.method.partition(":")[0] == "adq-permuted" and cell.keep < 1]
+    fewest = min((cell.selections for cell in permuted), default=PERMUTATIONS)
     if fewest >= PERMUTATIONS:
         return ""
     told = "one permutation" if fewest == 1 else f"{fewest} permutations"
     return f"adq-permuted stands on {told} of the importance: {PERMUTATIONS} tell more."
 
 
-def _seeds(cell: Cell) -> str:
-    """How many, and of how many different selections, where these are fewer or, by several permutations, more."""
-    if cell.selections == cell.seeds:
-        return str(cell.seeds)
-    if cell.selections > cell.seeds:
-        return f"{cell.seeds}, {cell.selections} sets"
-    return f"{cell.seeds} of {cell.selections} {'set' if cell.selections == 1 else 'sets'}"
+def count_of(seeds: int, selections: int) -> str:
+    """How many seeds, and of how many different selections, where these are fewer or, by several permutations, more."""
+    if selections == seeds:
+        return str(seeds)
+    if selections > seeds:
+        return f"{seeds}, {selections} sets"
+    return f"{seeds} of {selections} {'set' if selections == 1 else 'sets'}"
 
 
 def trained_again(found: Sequence[Cell]) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ray_jobs.comparison import Cell
 
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", INK, "#8C564B", "#882255", "#117733", "#AA4499")
-MARKERS = "osD^vPX"
+MARKERS = "osD^vPX*<>hp"
 
 
 def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:

@@ -62,7 +62,10 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
         check_test("--data", index, test)
         check_decodable(job, test, grid.evaluation)
-        job.run.params(asdict(budgets) | {"methods": grid.comparison.methods, "seeds": grid.evaluation.seeds})
+        job.run.params(asdict(budgets) | {
+            "methods": grid.comparison.methods, "without_controls": grid.comparison.without_controls,
+            "seeds": grid.evaluation.seeds,
+        })  # fmt: skip
         copies = Copies(job, index, grid.backbone, skip_corrupt=grid.data.skip_corrupt)
         selected = Selected(job, index, grid)
         _check(job, index, test, grid, copies, storages, sizes)
@@ -135,7 +138,9 @@ def _further(
         print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
         return []
     warn_of_soft_labels(name, own)
-    rows = [Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars) for one in each]
+    rows = [
+        Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars, selection=one.selection) for one in each
+    ]
     return [(Wanted(spent.title, own, [spent.seed]), spent) for spent in rows]
 
 
@@ -149,7 +154,8 @@ def _spendings(
         if payload <= budget:
             rows = whole if whole.images < copy.images else None
             for seed in grid.seeds:
-                spent = Spent(ALL, encoding, budget, seed, whole.images, payload, tar_bytes(copy, whole.positions))
+                tars = tar_bytes(copy, whole.positions)
+                spent = Spent(ALL, encoding, budget, seed, whole.images, payload, tars, selection=whole.digest)
                 yield Wanted(spent.title, copy, [seed], rows), spent
             return
     for variant in grid.variants:
@@ -160,7 +166,9 @@ def _spendings(
             continue
         for seed, (rows, payload, moved) in fits:
             tars = tar_bytes(copy, rows.positions)
-            spent = Spent(variant.title, encoding, budget, seed, rows.images, payload, tars, moved=moved)
+            spent = Spent(
+                variant.title, encoding, budget, seed, rows.images, payload, tars, moved=moved, selection=rows.digest
+            )
             yield Wanted(replace(spent, method=variant.name).title, copy, [seed], rows), spent
 
 

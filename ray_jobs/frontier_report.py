@@ -13,7 +13,7 @@ import pyarrow as pa
 from adq.controls import is_control
 from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
 from ray_jobs.budget import as_budget
-from ray_jobs.comparison import by_seed
+from ray_jobs.comparison import by_seed, count_of
 from ray_jobs.frontier_rule import RULE, rule_bytes
 from ray_jobs.store import Store, parquet_bytes
 
@@ -61,6 +61,7 @@ class Spent(Spending):
     correct: np.ndarray | None = None  # bool [T]
     training: str = ""
     moved: float = 0.0
+    selection: str = ""  # digest of what is trained on
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Point(Spending):
     payload: int
     tars: int
     seeds: int
+    selections: int  # different ones, of these seeds
     mean: float
     half_interval: float  # half of the 95 % t-interval; NaN with one seed
     below: tuple[float, float]  # the best spending of the budget less this one, seed by seed, and half of its interval
@@ -97,12 +99,16 @@ def points(done: Sequence[Spent]) -> list[Point]:
     for arch, budget, name in order:
         group, leader = groups[arch, budget, name], leaders[arch, budget]
         top1 = by_seed((one.seed, one.top1) for one in group)
-        reached = {one.seed: one.top1 for one in groups[arch, budget, leader]}
+        best_of = groups[arch, budget, leader]
+        reached = {
+            seed: statistics.fmean(one.top1 for one in best_of if one.seed == seed)
+            for seed in {one.seed for one in best_of}
+        }
         gaps = by_seed((one.seed, reached[one.seed] - one.top1) for one in group)
         found.append(Point(
             group[0].method, group[0].encoding, budget, arch, round(statistics.fmean(one.images for one in group)),
             round(statistics.fmean(one.payload for one in group)), round(statistics.fmean(one.tars for one in group)),
-            len(top1), statistics.fmean(top1), t_half_interval(top1),
+            len(top1), len({one.selection for one in group}), statistics.fmean(top1), t_half_interval(top1),
             (statistics.fmean(gaps), t_half_interval(gaps)), statistics.fmean(one.moved for one in group),
         ))  # fmt: skip
     return found
@@ -121,7 +127,7 @@ def best(found: Sequence[Point]) -> list[Point]:
         leader = None
         for budget in sorted({point.budget for point in found if point.arch == arch}):
             own = leader_of(found, arch, budget)
-            leader = own if leader is None or own.mean > leader.mean else leader
+            leader = own if leader is None or (own.leads, own.mean) > (leader.leads, leader.mean) else leader
             frontier[arch, budget] = leader
     return list(frontier.values())
 
@@ -136,7 +142,7 @@ def as_table(found: Sequence[Point]) -> str:
             point.arch, as_budget(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload), as_bytes(point.tars),
             f"{100 * point.mean:.1f}{_plus_minus(point.half_interval)}",
             "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}",
-            f"{100 * point.moved:.1f} %" if point.moved else "", str(point.seeds),
+            f"{100 * point.moved:.1f} %" if point.moved else "", count_of(point.seeds, point.selections),
         ))  # fmt: skip
     if not any(point.moved for point in found):
         lines = [(*line[:-2], line[-1]) for line in lines]
@@ -150,12 +156,16 @@ def sentences(found: Sequence[Point]) -> list[str]:
         for budget in sorted({point.budget for point in found if point.arch == arch}):
             here = [point for point in found if (point.arch, point.budget) == (arch, budget)]
             leader = leader_of(found, arch, budget)
-            # Also without an interval.
-            equal = [point.name for point in here if point is not leader and not point.below[0] > point.below[1]]
+            others = [point for point in here if point is not leader]
+            equal = [
+                point.name for point in others if not abs(point.below[0]) > point.below[1]
+            ]  # also without an interval
+            above = [point.name for point in others if -point.below[0] > point.below[1]]
             text = (
                 f"{arch}, {as_budget(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
                 f"{_plus_minus(leader.half_interval)}"
             )
+            text += f"; above it, and only a control: {', '.join(above)}" if above else ""
             told.append(text + (f"; not to be told from it: {', '.join(equal)}" if equal else ""))
     return told
 

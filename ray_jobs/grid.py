@@ -1,12 +1,13 @@
 """The grid of a comparison: methods with their settings, keep ratios, networks, seeds; and the selections of it."""
 
+import itertools
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 import pyarrow.compute as pc
 
-from adq.controls import CONTROLS, PERMUTATIONS
+from adq.controls import CONTROLS, PERMUTATIONS, is_control
 from palette.export import SOFT
 from ray_jobs import ingest, sample
 from ray_jobs.budget import images_that_fit
@@ -39,8 +40,8 @@ class Comparison:
     )
     without_controls: bool = option(
         False,
-        "Leave out what is not named: random, which belongs to every comparison; dq, adq-permuted, adq-reversed and "
-        "adq-random-bins, which belong to every adq.",
+        "Leave out what is not named: random, which belongs to every comparison; dq, adq-permuted (in fewer than five seeds, "
+        "several permutations each), adq-reversed and adq-random-bins, which belong to every adq.",
     )
     extractors: int = option(
         0,
@@ -124,11 +125,12 @@ class Variant:
         return cls(name, replace(plain, **given))
 
     def permutations(self, count: int, taken: Collection[str]) -> list["Variant"]:
-        """Of a permuted control, so many less one to go into its row, but for those whose names are taken."""
+        """Of a permuted control, further ones, so many with itself, that go into its row; not those whose names are taken."""
         if self.selection.method != "adq-permuted" or "permutation=" in self.name:
             return []
-        names = [f"{self.name}:permutation={n}" for n in range(1, count)]
-        return [replace(self.of(name, self.selection), row=self.name) for name in names if name not in taken]
+        names = (f"{self.name}:permutation={n}" for n in itertools.count(1))
+        free = (name for name in names if name not in taken)
+        return [replace(self.of(name, self.selection), row=self.name) for name in itertools.islice(free, count - 1)]
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ class Grid:
         given = self.comparison.sets
         found = dict(entry.partition("=")[::2] for entry in given)
         taken = {variant.name for variant in self.variants}
+        if controls := [name for name in found if is_control(name)]:
+            raise ValueError(f"--sets {controls[0]}=...: is the name of a control of ADQ; give it another")
         if len(found) < len(given) or not all(found) or not all(found.values()) or taken & set(found):
             raise ValueError(f"--sets {' '.join(given)}: expected NAME=SHARDS, each with a name of its own")
         return found

@@ -36,7 +36,7 @@ def import_selection(exchange, data, compute, place, from_path, out):
 @click.option("--folder", default="./demo", show_default=True, metavar="FOLDER", help="Where the demonstration works.")
 @click.option("--seeds", default=3, show_default=True, help="Trainings of each set.")
 def demo(folder, seeds):
-    """The whole pipeline on an embedded data set: compress it in three ways, train on the results, print a table."""
+    """The whole pipeline on an embedded data set: compress it, distil it, compare methods and their controls, print a table."""
     from ray_jobs.demo import run
 
     run(folder, seeds)

@@ -9,7 +9,12 @@ def test_permuted_importance_has_the_same_numbers_elsewhere():
     assert all(sorted(order) == sorted(importance) and (order != importance).any() for order in found)
     assert len({order.tobytes() for order in found}) == 5
     assert (permuted(importance, 0) == found[0]).all()
-    assert len({tuple(permuted(importance, 0, number)) for number in range(5)}) == 5, "several of one seed"
+    assert len({tuple(permuted(importance, 0, number)) for number in range(9)}) == 9, "several of one seed"
+    few = [tuple(permuted(importance[:3], 1, number)) for number in range(6)]
+    assert len(set(few[:5])) == 5 and tuple(importance[:3]) not in few and few[5] == few[0], (
+        "all orders but its own, then again"
+    )
+    assert [permuted(importance[:2], 0, number).tolist() for number in range(2)] == [importance[1::-1].tolist()] * 2
     assert (permuted(importance, 0, 2) == permuted(importance, 0, 2)).all()
     assert permuted(np.array([1.0]), 0).tolist() == [1.0]
     assert reversed_importance(importance).tolist() == importance[::-1].tolist()

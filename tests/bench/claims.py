@@ -15,6 +15,7 @@ from ray_jobs.comparison import Cell, Outcome, cells
 from ray_jobs.comparison_figures import accuracy_over_keep
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
+SAME = ("data", "arch", "method", "keep", "seed")
 
 
 def lines_of(name: str, folder: Path) -> list[dict]:
@@ -26,6 +27,14 @@ def lines_of(name: str, folder: Path) -> list[dict]:
 def _permutation(row: dict) -> dict:
     """What tells the permutations of a seed apart."""
     return {"selection": row["selection"][:16]} if row["method"].startswith("adq-permuted") else {}
+
+
+def replaced(found: list[dict], added: list[dict]) -> list[dict]:
+    """All lines, where those that were added take the place of what was measured of the same before; each once."""
+    known = {json.dumps([line[key] for key in SAME]) for line in added}
+    kept = [line for line in found if json.dumps([line[key] for key in SAME]) not in known]
+    once = {json.dumps([line.get(key) for key in (*SAME, "selection")]): line for line in added}
+    return [*kept, *once.values()]
 
 
 def outcome(line: dict) -> Outcome:
@@ -61,11 +70,10 @@ def main() -> None:
     parser.add_argument("--figures", type=Path)
     wanted = parser.parse_args()
     found = [json.loads(line) for line in wanted.lines.read_text().splitlines()] if wanted.lines.exists() else []
-    for entry in wanted.add:
-        name, _, folder = entry.partition("=")
-        found += lines_of(name, Path(folder))
-    named = ("data", "arch", "method", "keep", "seed", "selection")
-    found = list({json.dumps([line.get(key) for key in named]): line for line in found}.values())
+    added = [
+        line for name, folder in (entry.split("=", 1) for entry in wanted.add) for line in lines_of(name, Path(folder))
+    ]
+    found = replaced(found, added)
     wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
     for name in dict.fromkeys(line["data"] for line in found):
         done = [outcome(line) for line in found if line["data"] == name]

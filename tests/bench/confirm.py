@@ -28,26 +28,29 @@ ATTEMPTS = Path(__file__).parent / "results" / "attempts.jsonl"
 
 
 def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.ndarray], np.ndarray, str]:
-    """By method and keep ratio bool [S, T] in the order of the seeds; the feature seed of each seed, int64 [S]; the network."""
+    """By method and keep ratio [S, T] in the order of the seeds, of several permutations of a seed the mean; the feature seed of
+    each seed, int64 [S]; the network.
+    """
     table = pq.read_table(folder / "runs.parquet")
     images = len(table.schema.metadata[b"test_keys"].decode().split("\n"))
     rows = sorted(table.to_pylist(), key=lambda row: row["seed"])
     archs = sorted({row["arch"] for row in rows})
     arch = arch or archs[0]
-    found: dict[tuple[str, float], list[np.ndarray]] = {}
+    found: dict[tuple[str, float], dict[int, list[np.ndarray]]] = {}
     for row in rows:
         if row["arch"] == arch:
             correct = np.unpackbits(np.frombuffer(row["correct"], np.uint8))[:images].astype(bool)
-            found.setdefault((row["method"], row["keep"]), []).append(correct)
+            found.setdefault((row["method"], row["keep"]), {}).setdefault(row["seed"], []).append(correct)
     extractors = {row["seed"]: row["extractor"] for row in rows if row["arch"] == arch}
-    return {name: np.stack(each) for name, each in found.items()}, np.array(list(extractors.values())), arch
+    means = {name: np.stack([np.mean(of_seed, axis=0) for of_seed in each.values()]) for name, each in found.items()}
+    return means, np.array(list(extractors.values())), arch
 
 
 def by_extractor(first: Sequence[np.ndarray], second: Sequence[np.ndarray], extractors: np.ndarray) -> dict:
     """First minus second in points, by extractor, and with extractors as the unit; null where there is one extractor alone.
 
     Args:
-        first, second: for every keep ratio, bool [S, T]. extractors: int [S].
+        first, second: for every keep ratio, [S, T]. extractors: int [S].
     """
     gap = np.mean([100 * (a.mean(axis=1) - b.mean(axis=1)) for a, b in zip(first, second, strict=True)], axis=0)
     means = {int(one): float(gap[extractors == one].mean()) for one in np.unique(extractors)}

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import json
 import multiprocessing
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,7 +36,7 @@ from tests.bench.palettes_data import DATA
 from tests.bench.without_ray import OutOfTime, Seen, Split, choice, look, parsed, read_split, seen, trained
 
 CHECKPOINT_SECONDS = 30
-PERMUTATION = ":permutation="  # in the name of a method; those of one importance share a row of the table
+PERMUTATION = ":permutation="  # in the name of a method; all of one importance share a row of the table
 NAMED = (
     "side",
     "shards",
@@ -263,7 +264,7 @@ def table(found: list[dict]) -> str:
     for mine in groups.values():
         settings = {name: value for name, value in mine[0]["settings"].items() if name != "recipe"}
         heading = ", ".join([mine[0]["arch"], *(f"{name} {value}" for name, value in settings.items())])
-        rows = [line | {"method": line["method"].partition(PERMUTATION)[0]} for line in mine]
+        rows = [line | {"method": re.sub(rf"{PERMUTATION}\d+", "", line["method"])} for line in mine]
         told.append(f"{heading}\n\n{as_lines(cells([outcome(line) for line in rows]))}")
     return "\n\n".join(told)
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.bench import confirm
+from tests.bench import claims, confirm
 
 STORED = Path(__file__).parent / "results" / "confirmation"
 
@@ -69,3 +69,25 @@ def test_an_extractor_a_seed(tmp_path, monkeypatch, capsys):
     assert (
         line["extractors_as_the_unit"]["by_extractor"] == {"3": 9.5} and "one extractor alone has no interval" in text
     )
+
+
+def test_several_permutations_of_a_seed_are_their_mean(tmp_path):
+    bits = {(0, "p0"): 30, (0, "p1"): 50, (1, "p0"): 60, (1, "p1"): 60}
+    rows = [
+        {"method": "adq-permuted", "keep": 0.1, "seed": seed, "extractor": 7 + seed, "arch": "net",
+         "correct": np.packbits(np.arange(100) < count).tobytes()}
+        for (seed, _), count in bits.items()
+    ]  # fmt: skip
+    names = "\n".join(f"{n:03d}" for n in range(100))
+    pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"test_keys": names}), tmp_path / "runs.parquet")
+    found, extractors, _ = confirm.results(tmp_path, None)
+    assert found["adq-permuted", 0.1].shape == (2, 100) and extractors.tolist() == [7, 8]
+    assert found["adq-permuted", 0.1].mean(axis=1).tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_lines_that_are_measured_again_take_the_place_of_the_old():
+    line = {"data": "d", "arch": "net", "method": "adq-permuted", "keep": 0.1, "seed": 0, "top1": 0.1}
+    other = line | {"seed": 1}
+    again = [line | {"selection": name, "top1": 0.2} for name in ("a", "b")]
+    assert claims.replaced([line, other], [*again, again[0]]) == [other, *again]
+    assert claims.replaced([other, *again], []) == [other, *again]

@@ -68,8 +68,13 @@ def test_a_control_of_adq_never_leads():
     rows = [[cell.strip() for cell in line.split("|")] for line in as_table(found).splitlines()[2:]]
     assert [row[8:10] for row in rows[:2]] == [["-11.0 ± 0.0", "8.0 %"], ["best", ""]]
     assert sentences(found)[0].startswith("convnet-d3, 100 kB: random as webp:20")
-    assert "not to be told from it: adq-permuted as webp:20, dq" in sentences(found)[0]
-    assert [point.name for point in best(found[:1])] == ["adq-permuted as webp:20"], "where there is nothing else"
+    assert "; above it, and only a control: adq-permuted as webp:20; not to be told from it: dq" in sentences(found)[0]
+    noisy = [replace(one, top1=one.top1 + (0.2 if one.seed else -0.3)) if one.moved else one for one in done]
+    assert "not to be told from it: adq-permuted as webp:20" in sentences(points(noisy))[0]
+    controls = points([one for one in done if one.moved])
+    assert controls[0].below == (0, 0) and [point.name for point in best(controls)] == ["adq-permuted as webp:20"]
+    larger = [replace(one, budget=BUDGETS[1], moved=0.0, method="random", top1=0.1) for one in done if one.moved]
+    assert [point.name for point in best(points([one for one in done if one.moved] + larger))][1] == "random as webp:20"
 
 
 def test_one_seed_has_no_interval_and_is_drawn_all_the_same():

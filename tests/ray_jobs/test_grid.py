@@ -79,8 +79,9 @@ def test_few_seeds_bring_several_permutations_each_as_one_row():
     ]
     assert [number for _, _, number in permuted("adq-permuted", 1)] == [0, 1, 2, 3, 4]
     named = permuted("adq-permuted,adq-permuted:permutation=2", 1)
-    assert len({name for name, _, _ in named}) == len(named) == 5, "one that is named stays a row of its own"
+    assert len({name for name, _, _ in named}) == len(named) == 6, "one that is named stays a row of its own"
     assert ("adq-permuted:permutation=2", "adq-permuted:permutation=2", 2) in named
+    assert [number for _, title, number in named if title == "adq-permuted"] == [0, 1, 3, 4, 5]
     assert permuted("adq-permuted:permutation=3", 1) == [("adq-permuted:permutation=3",) * 2 + (3,)]
     with pytest.raises(ValueError, match="adq has no setting 'permutation'"):
         permuted("adq:permutation=1", 1)
