@@ -294,7 +294,7 @@ def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, kee
 def test_further_sets_need_names_of_their_own(shards, sets):
     with pytest.raises(ValueError, match="expected NAME=SHARDS, each with a name of its own"):
         _ = grid(shards, "out", sets=sets).named_sets
-    with pytest.raises(ValueError, match="--sets adq-reversed=.*: is the name of a control of ADQ; give it another"):
+    with pytest.raises(ValueError, match=r"--sets adq-reversed=.*: is the name of a control of ADQ; give it another"):
         _ = grid(shards, "out", sets=("adq-reversed=here",)).named_sets
 
 
