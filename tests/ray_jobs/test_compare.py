@@ -246,13 +246,15 @@ def test_all_methods_choose_among_the_images_that_can_be_decoded(cluster, tmp_pa
     wanted = grid(tmp_path, tmp_path / "out", methods="random,dq:bins=2", keep="1", sets=())
     data, test = Data(data=(str(tmp_path / "train"),), skip_corrupt=True), (str(tmp_path / "test"),)
     evaluation = Evaluation(NETWORK, seeds=1, steps=2, train_batch=32)
-    wanted = replace(wanted, data=data, test=test, evaluation=evaluation)
+    torch.save(build(NETWORK, 10, 32).state_dict(), tmp_path / "network.pt")
+    backbone = replace(BACKBONE, weights=str(tmp_path / "network.pt"))
+    wanted = replace(wanted, data=data, test=test, evaluation=evaluation, backbone=backbone)
     compare.run(wanted, CPU, Place(store=str(tmp_path / "runs")))
     rows = parquet_table((tmp_path / "out" / "runs.parquet").read_bytes()).to_pylist()
     assert [(row["method"], row["images"]) for row in rows] == [("random", 117), ("dq:bins=2", 117)]
     assert len({row["training"] for row in rows}) == 1, "the same images are the same training"
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32))
-    backbone = replace(BACKBONE, embeddings=str(tmp_path / "own.npy"))
+    backbone = replace(backbone, embeddings=str(tmp_path / "own.npy"))
     comparison = replace(wanted.comparison, methods="dq:bins=2,support-points,d2", keep="0.5")
     own = replace(wanted, backbone=backbone, comparison=comparison, out=str(tmp_path / "own"))
     compare.run(own, CPU, Place(store=str(tmp_path / "runs")))
