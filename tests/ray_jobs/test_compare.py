@@ -200,7 +200,7 @@ def test_a_frontier_brings_the_controls_of_adq_too(compared, shards, tmp_path):
     assert {row["moved"] > 0 for row in rows if row["method"] in named} == {True}
     assert all(row["moved"] == 0 for row in rows if row["method"] in ("random", "dq"))
     table = (tmp_path / "out" / "table.md").read_text()
-    assert table.count(f"| {PERMUTED} as original ") == 1 and "| moved |" in table and "permutation=" not in table
+    assert table.count(f"| {PERMUTED} as original ") == 1 and " moved |" in table and "permutation=" not in table
     leader = re.search(r"20 kB: (\S+) as original", table)[1]
     assert leader in ("random", "dq", "adq:alpha=1:bins=5")
     assert json.loads((tmp_path / "out" / RULE).read_text())["points"]
