@@ -22,6 +22,7 @@ from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place
 from ray_jobs.packing import pack
 from ray_jobs.payload import payload_bytes
+from ray_jobs.progress import counted
 from ray_jobs.recorder import Recorder
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store, canonical_json, sha256
@@ -70,7 +71,7 @@ def chosen(job: Job, grid: Grid, index: Index) -> Sets:
                 found.append((Wanted(f"{variant.name} keep {keep:g}", index, [seed], rows), [outcome]))
     selected.release()
     choices.write(Store.at(grid.out), index, {f"{one.name} seed {one.seeds[0]}": one.rows for one, _ in found})
-    print(f"selected      {len(found)} sets", flush=True)
+    print(f"selected      {counted(len(found), 'set')}", flush=True)
     return found
 
 
@@ -171,7 +172,8 @@ def train_all(job: Job, plan: Plan, workers: int, gpus: float, parents: Mapping[
     pending = plan.pending()
     done_before = len({t.stage.digest for t in plan.trainings}) - len(pending)
     print(
-        f"train         {len(pending)} networks" + (f", {done_before} done before" if done_before else ""), flush=True
+        f"train         {counted(len(pending), 'network')}" + (f", {done_before} done before" if done_before else ""),
+        flush=True,
     )
     if pending:
         with recorder.live(pending):

@@ -15,7 +15,7 @@ from adq.shards import absolute, is_remote, tar_bytes
 from adq.sources import Record, Source, image_folder, tiny_imagenet
 from ray_jobs.cluster import check_paths
 from ray_jobs.options import option
-from ray_jobs.progress import Progress
+from ray_jobs.progress import Progress, counted
 from ray_jobs.store import Store
 
 KINDS = ("cifar10", "cifar100", "imagefolder", "tiny-imagenet", "imagenet")
@@ -117,7 +117,7 @@ def convert(wanted: Conversion) -> list[str]:
         shutil.rmtree(folder)
     out.write("classes.txt", "".join(f"{name}\n" for name in source.classes).encode())
     out.write_json("source.json", {"identity": identity, "images": images, "patterns": patterns})
-    progress.close(f"{images:,} images in {count} shards")
+    progress.close(f"{images:,} images in {counted(count, 'shard')}")
     return patterns
 
 

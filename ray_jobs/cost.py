@@ -18,7 +18,7 @@ from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.options import Compute
 from ray_jobs.packing import Asked, Rate, placed, rates
-from ray_jobs.progress import clock
+from ray_jobs.progress import clock, counted
 from ray_jobs.seen import extracts, trained_epochs
 from ray_jobs.trainings import Plan, images_of
 
@@ -61,10 +61,11 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
     for classifier, rate in zip(classifiers, measured, strict=False):
         images += options.seeds * sum(images_of(classifier.recipe, size) for size in sizes)
         seconds += options.seeds * sum(_seconds(classifier, size, test, rate) for size in sizes)
-    sets = f"{len(variants)} sets x {len(shares)} keep ratios"
+    sets = f"{counted(len(variants), 'set')} x {counted(len(shares), 'keep ratio')}"
+    each = f"{counted(options.seeds, 'seed')} x {counted(len(archs), 'network')}"
     text = (
-        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {options.seeds} seeds x {len(archs)} "
-        f"networks: {len(sizes) * options.seeds * len(archs)} trainings, {images / 1e6:,.1f} M images\n"
+        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {each}: "
+        f"{counted(len(sizes) * options.seeds * len(archs), 'training')}, {images / 1e6:,.1f} M images\n"
         + _said("cost", seconds, slots, options.workers, dict(zip(archs, measured, strict=False)))
     )
     if features:
@@ -73,11 +74,13 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         training = epochs / measured[-1].trained if epochs else 0.0
         one = index.images * (training + 2 * grid.backbone.train_workers / measured[-1].tested / actors)
         count = len({grid.extractor(seed, index) for seed in grid.seeds})
-        text += f"\n              and about {clock(count * one)} for features, from {count} extractors"
+        text += f"\n              and about {clock(count * one)} for features, from {counted(count, 'extractor')}"
     if watching:
         one = index.images * dynamics.EPOCHS * (1 / measured[-1].trained + 1 / measured[-1].tested)
         count = len({grid.watched(seed) for seed in grid.seeds})
-        text += f"\n              and about {clock(count * one)} for {count} short trainings that methods watch"
+        text += (
+            f"\n              and about {clock(count * one)} for {counted(count, 'short training')} that methods watch"
+        )
     return text + "\n              bins, scores and the choices are not counted; what is done already is"
 
 
@@ -105,7 +108,7 @@ def _said(label: str, seconds: float, slots: int, workers: int, measured: Mappin
     """Args: slots: trainings at once, of so many workers each."""
     each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in measured.items()]
     told = f" ({', '.join(each)}, measured)" if each else ""
-    return f"{label:<13} about {clock(seconds / slots)} on {slots * workers} workers{told}"
+    return f"{label:<13} about {clock(seconds / slots)} on {counted(slots * workers, 'worker')}{told}"
 
 
 def _slots(job: Job, grid: Grid, side: int) -> int:

@@ -29,6 +29,7 @@ from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Place, option
 from ray_jobs.payload import tar_bytes
+from ray_jobs.progress import counted
 from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.trainings import Plan, correct_of, facts_of
 
@@ -81,7 +82,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
             raise ValueError(f"--budgets {budgets.budgets}: nothing fits; raise them")
         selected.release()
         spent = {(wanted.name, one.seed): one for wanted, one in pairs}
-        print(f"chosen        {len(pairs)} sets", flush=True)
+        print(f"chosen        {counted(len(pairs), 'set')}", flush=True)
         plan = planned(job, [wanted for wanted, _ in pairs], test, grid.evaluation)
         print(of_trainings(job, plan, grid), flush=True)
         if grid.comparison.estimate:

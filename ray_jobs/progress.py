@@ -14,6 +14,11 @@ def clock(seconds: float) -> str:
     return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
 
 
+def counted(number: int, noun: str) -> str:
+    """1 network, 2 networks."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 FIRST, LONGEST = 60.0, 600.0  # seconds between the lines of a log: at first, and at most
 LIVE = 0.2  # and between two states of a terminal's line
 

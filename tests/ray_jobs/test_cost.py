@@ -44,11 +44,11 @@ def said(methods: str, further=(), backbone=None, data=None, workers=1, job=JOB)
 def test_trainings_of_further_sets_are_counted():
     # 500 images at 100 a second and 200 tested at 200: 6 s each, on 2 workers.
     text = said("random,dq")
-    assert "2 sets x 2 keep ratios x 2 seeds x 1 networks: 8 trainings, 0.0 M images" in text
+    assert "2 sets x 2 keep ratios x 2 seeds x 1 network: 8 trainings, 0.0 M images" in text
     assert "about 24 s on 2 workers" in text
     further = [Wanted(name, SimpleNamespace(images=70), range(2)) for name in ("own", "other")]
     text = said("random,dq", further)
-    assert "(2 sets x 2 keep ratios + 2 of --sets) x 2 seeds x 1 networks: 12 trainings" in text
+    assert "(2 sets x 2 keep ratios + 2 of --sets) x 2 seeds x 1 network: 12 trainings" in text
     assert "about 33 s on 2 workers" in text  # 50 and 20 of the 70 in turn
     assert "bins, scores and the choices are not counted" in text
 
@@ -62,7 +62,7 @@ def test_short_trainings_and_features_are_counted_where_methods_need_them():
     own = said("el2n,herding", backbone=Backbone(embeddings="own.npy"))
     assert "for 2 short trainings" in own and "features" not in own
     assert "for features, from 2 extractors" in said("random,d2")
-    assert "for features, from 1 extractors" in said("adq", backbone=Backbone(embeddings="own.npy"))
+    assert "for features, from 1 extractor" in said("adq", backbone=Backbone(embeddings="own.npy"))
     assert "features" not in said("random", data=Data(skip_corrupt=True))
 
 
@@ -88,7 +88,7 @@ def test_workers_that_share_a_training_make_it_as_much_faster(measured):
 
 def test_a_network_whose_weights_are_loaded_is_not_trained(measured):
     # 1,000 images and their views at 200 a second, on two actors.
-    assert "about 5 s for features, from 1 extractors" in said("adq", backbone=Backbone(weights="DEFAULT"))
+    assert "about 5 s for features, from 1 extractor" in said("adq", backbone=Backbone(weights="DEFAULT"))
     assert [one.trains for one in measured] == [True, False]
     said("adq,el2n", backbone=Backbone(weights="DEFAULT"))
     assert [one.trains for one in measured] == [True, True], "short trainings are watched"
