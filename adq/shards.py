@@ -177,6 +177,15 @@ def chunks(items: Iterator, size: int) -> Iterator[list]:
         yield chunk
 
 
+def ahead(items: Iterator) -> Iterator:
+    """The same items, none of which is None; while one is used, a thread makes the next."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = thread.submit(next, items, None)
+            yield item
+
+
 class _Raw(io.RawIOBase):
     """A pyarrow stream as a raw Python one, so that BufferedReader can read ahead."""
 

@@ -1,10 +1,15 @@
-"""What a comparison will cost, said before it is spent: rates are measured, each network training on noise for a second."""
+"""What a comparison will cost, said before it is spent. Rates are measured: each network trains on noise for a second, and the
+first images are decoded."""
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import islice
 
-from adq.extractor import input_transform
+from adq.extractor import InputTransform, input_transform
+from adq.features import load
+from adq.images import UndecodableImage
 from adq.models import SMALL
 from adq.sampling import kept
 from adq.selection import needs
@@ -12,20 +17,61 @@ from adq.training import default_recipe
 from ray_jobs import dynamics
 from ray_jobs.actors import pool_size
 from ray_jobs.classifier import Classifier, input_side
-from ray_jobs.evaluate import Wanted
+from ray_jobs.decode import encoded_images
+from ray_jobs.evaluate import Evaluation, Wanted, held
 from ray_jobs.grid import Grid
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
+from ray_jobs.loading import how_to_hold, some_rows
 from ray_jobs.options import Compute
-from ray_jobs.packing import Asked, Rate, placed, rates
+from ray_jobs.packing import RATE_SECONDS, Asked, Rate, placed, rates
 from ray_jobs.progress import clock, counted
 from ray_jobs.seen import extracts, trained_epochs
-from ray_jobs.trainings import Plan, images_of
+from ray_jobs.trainings import Plan, Training, images_of
+
+FIRST = 64  # images of a set on which decoding is measured, at most
 
 
 def gpus_each(wanted: float, side: int) -> float:
     """Of a GPU, for one training at this image side: what is wanted, else a quarter for small images and a whole one for others."""
     return wanted or (0.25 if side < SMALL else 1.0)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A training as far as it costs time: images, and how a worker holds them; `alone`, without the rest of their set."""
+
+    classifier: Classifier
+    index: Index
+    images: int
+    how: str
+    alone: bool
+
+    @classmethod
+    def of(cls, training: Training) -> "Piece":
+        alone = training.rows is not None and training.rows.alone
+        return cls(training.classifier, training.index, training.count, training.how, alone)
+
+    @classmethod
+    def expected(cls, classifier: Classifier, wanted: Wanted, options: Evaluation) -> "Piece":
+        how, rows = held(wanted, classifier.transform, options.memory, classifier.recipe.augment)
+        images = (wanted.rows or wanted.index).images
+        return cls(classifier, wanted.index, images, how, rows is not None and rows.alone)
+
+    @property
+    def seen(self) -> int:
+        """Images, over all epochs."""
+        return images_of(self.classifier.recipe, self.images)
+
+    def seconds(self, rate: Rate, decoding: float) -> float:
+        """Of the training. Images of a set that is held whole are decoded once for all, which is not counted here."""
+        opening = self.images * decoding if self.alone and self.how == "decoded" else 0.0
+        return opening + _passes(self.seen, rate.trained, self.how, decoding)
+
+
+def _passes(count: int, rate: float, how: str, decoding: float) -> float:
+    """Seconds for images to pass a network: those that are not held decoded are decoded each time, while it works."""
+    return max(count / rate, 0.0 if how == "decoded" else count * decoding)
 
 
 def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[Wanted]) -> str:
@@ -54,61 +100,95 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         recipe = default_recipe(backbone, shape.crop, max(epochs, 1))
         network = Classifier(backbone, len(index.classes), 0, shape, recipe, 0)
         asked.append(Asked(network, grid.backbone.train_workers, trains=watching or epochs > 0))
-    slots = _slots(job, grid, side)
+    _slots(job, grid, side)  # raises, before seconds are spent
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
-    sizes = [kept(keep, index.images) for keep in shares for _ in variants] + [one.index.images for one in further]
-    seconds, images = 0.0, 0
-    for classifier, rate in zip(classifiers, measured, strict=False):
-        images += options.seeds * sum(images_of(classifier.recipe, size) for size in sizes)
-        seconds += options.seeds * sum(_seconds(classifier, size, test, rate) for size in sizes)
+    decoding = seconds_to_decode(index, classifiers[0].transform)
+    sizes = [kept(keep, index.images) for keep in shares for _ in variants]
+    every = [Wanted("", index, (), some_rows(index, size)) for size in sizes] + list(further)
+    pieces = [Piece.expected(classifier, one, options) for classifier in classifiers for one in every] * options.seeds
     sets = f"{counted(len(variants), 'set')} x {counted(len(shares), 'keep ratio')}"
-    each = f"{counted(options.seeds, 'seed')} x {counted(len(archs), 'network')}"
     text = (
-        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {each}: "
-        f"{counted(len(sizes) * options.seeds * len(archs), 'training')}, {images / 1e6:,.1f} M images\n"
-        + _said("cost", seconds, slots, options.workers, dict(zip(archs, measured, strict=False)))
+        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {counted(options.seeds, 'seed')} x "
+        f"{counted(len(archs), 'network')}: {counted(len(pieces), 'training')}, "
+        f"{sum(piece.seen for piece in pieces) / 1e6:,.1f} M images\n"
+        + _said(job, grid, "cost", pieces, test, dict(zip(archs, measured, strict=False)), decoding)
     )
     if features:
         # An image and its augmented view pass the extractor once each, in actors of which each has a network of its own.
-        actors = _at_once(job, job.compute, len(index.data.shards))
-        training = epochs / measured[-1].trained if epochs else 0.0
-        one = index.images * (training + 2 * grid.backbone.train_workers / measured[-1].tested / actors)
+        passing, own = 2 * grid.backbone.train_workers / measured[-1].tested, decoding / job.decoders
+        seconds = index.images * (max(passing, own) if job.device == "cuda" else passing + own)
+        seconds /= _at_once(job, job.compute, len(index.data.shards))
+        seconds += _watched(job, index, grid, network, epochs, measured[-1].trained, decoding) if epochs else 0.0
         count = len({grid.extractor(seed, index) for seed in grid.seeds})
-        text += f"\n              and about {clock(count * one)} for features, from {counted(count, 'extractor')}"
+        text += f"\n              and about {clock(count * seconds)} for features, from {counted(count, 'extractor')}"
     if watching:
-        one = index.images * dynamics.EPOCHS * (1 / measured[-1].trained + 1 / measured[-1].tested)
+        seconds = _watched(job, index, grid, network, dynamics.EPOCHS, measured[-1].trained, decoding)
+        seconds += _watched(job, index, grid, network, dynamics.EPOCHS, measured[-1].tested, decoding)
         count = len({grid.watched(seed) for seed in grid.seeds})
-        text += (
-            f"\n              and about {clock(count * one)} for {counted(count, 'short training')} that methods watch"
-        )
+        told = counted(count, "short training")
+        text += f"\n              and about {clock(count * seconds)} for {told} that methods watch"
     return text + "\n              bins, scores and the choices are not counted; what is done already is"
 
 
 def of_trainings(job: Job, plan: Plan, grid: Grid, label: str = "cost") -> str:
     """What the trainings of a plan cost that are not done yet, in the words of a person, after a label."""
     pending = plan.pending()
-    workers = grid.evaluation.workers
-    each = {t.classifier.arch: Asked(t.classifier, workers) for t in pending}
-    side = plan.trainings[0].classifier.transform.crop
-    measured = rates(job, plan, list(each.values()), gpus_each(grid.comparison.gpus_per_training, side)) if each else []
-    known, slots = dict(zip(each, measured, strict=True)), _slots(job, grid, side)
-    seconds = [
-        _seconds(t.classifier, t.rows.images if t.rows else t.index.images, plan.test, known[t.classifier.arch])
-        for t in pending
-    ]
-    return _said(label, sum(seconds), slots, workers, known)
+    each = {t.classifier.arch: Asked(t.classifier, grid.evaluation.workers) for t in pending}
+    transform = plan.trainings[0].classifier.transform
+    gpus = gpus_each(grid.comparison.gpus_per_training, transform.crop)
+    measured = rates(job, plan, list(each.values()), gpus) if each else []
+    decoding = seconds_to_decode(plan.trainings[0].index, transform) if each else 0.0
+    known = dict(zip(each, measured, strict=True))
+    return _said(job, grid, label, [Piece.of(t) for t in pending], plan.test, known, decoding)
 
 
-def _seconds(classifier: Classifier, images: int, test: Index, rate: Rate) -> float:
-    """Of one training, and its test."""
-    return images_of(classifier.recipe, images) / rate.trained + test.images / rate.tested
+def seconds_to_decode(index: Index, transform: InputTransform) -> float:
+    """Seconds that an image takes from its file to a network's input, on one thread of this process."""
+    count, spent = 0, 0.0
+    for _, data in islice(encoded_images(index.data, index.data.shards[0], index.image_ext, index.key_prefix), FIRST):
+        started = time.monotonic()
+        try:
+            load(data, transform)
+        except UndecodableImage:
+            continue
+        spent, count = spent + time.monotonic() - started, count + 1
+        if spent >= RATE_SECONDS:
+            break
+    return spent / max(count, 1)
 
 
-def _said(label: str, seconds: float, slots: int, workers: int, measured: Mapping[str, Rate]) -> str:
-    """Args: slots: trainings at once, of so many workers each."""
-    each = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in measured.items()]
-    told = f" ({', '.join(each)}, measured)" if each else ""
-    return f"{label:<13} about {clock(seconds / slots)} on {counted(slots * workers, 'worker')}{told}"
+def _watched(
+    job: Job, index: Index, grid: Grid, network: Classifier, epochs: int, rate: float, decoding: float
+) -> float:
+    """Seconds of epochs over a whole set, on --train-workers."""
+    each = decoding / _decoders(job, 1.0, grid.backbone.train_workers)
+    how = how_to_hold(index, network.transform, augment=network.recipe.augment)
+    return _passes(epochs * index.images, rate, how, each)
+
+
+def _said(
+    job: Job, grid: Grid, label: str, pieces: Sequence[Piece], test: Index, known: Mapping[str, Rate], decoding: float
+) -> str:
+    """Args: decoding: seconds for an image on one thread."""
+    options, seconds = grid.evaluation, 0.0
+    side = options.image_size or input_side(test.side)
+    slots, gpus = _slots(job, grid, side), gpus_each(grid.comparison.gpus_per_training, side)
+    if pieces:
+        each = decoding / _decoders(job, 1.0 if options.workers > 1 else gpus, options.workers)
+        how = how_to_hold(test, pieces[0].classifier.transform, options.memory)
+        for piece in pieces:
+            rate = known[piece.classifier.arch]
+            seconds += (piece.seconds(rate, each) + _passes(test.images, rate.tested, how, each)) / slots
+        opened = {p.index.manifest.content: p.index.images for p in pieces if p.how == "decoded" and not p.alone}
+        seconds += each * (sum(opened.values()) + (test.images if how == "decoded" else 0))
+    rates_of = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in known.items()]
+    told = f" ({', '.join(rates_of)}, decoding {1 / decoding:,.0f} a thread, measured)" if known and decoding else ""
+    return f"{label:<13} about {clock(seconds)} on {counted(slots * options.workers, 'worker')}{told}"
+
+
+def _decoders(job: Job, gpus: float, workers: int) -> int:
+    """Threads that decode for a training."""
+    return int(placed(job, gpus).cpus_per_actor) * workers
 
 
 def _slots(job: Job, grid: Grid, side: int) -> int:

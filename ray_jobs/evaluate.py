@@ -8,7 +8,6 @@ import posixpath
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 
-import numpy as np
 import pyarrow as pa
 
 from adq.extractor import InputTransform, input_transform
@@ -20,7 +19,7 @@ from ray_jobs.classifier import Classifier, input_side
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
-from ray_jobs.loading import MEMORY_GB, Rows, how_to_hold, order_kind
+from ray_jobs.loading import MEMORY_GB, Rows, how_to_hold, order_kind, some_rows
 from ray_jobs.mlflow_run import Run
 from ray_jobs.options import Compute, Data, Place, option
 from ray_jobs.payload import payload_bytes, tar_bytes
@@ -202,7 +201,7 @@ def planned(job: Job, wanted: Iterable[Wanted], test: Index, options: Evaluation
         payload, tars = payload_bytes(one.index, positions, one.soft), tar_bytes(one.index, positions)
         for arch in options.archs(job.device):
             transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
-            how, rows = _held(one, transform, options.memory, recipe.augment)
+            how, rows = held(one, transform, options.memory, recipe.augment)
             test_how[side] = how_to_hold(test, transform, options.memory)
             for seed in one.seeds:
                 classifier = Classifier(arch, len(test.classes), options.width, transform, recipe, seed)
@@ -234,11 +233,11 @@ def check_parts(job: Job, index: Index, parts: Mapping[str, float], options: Eva
         transform, recipe = input_transform(arch, side), options.recipe_for(arch, side)
         Classifier(arch, len(index.classes), options.width, transform, recipe, 0).build()
         for name, share in parts.items():
-            rows = Rows(np.arange(round(share * index.images)), "", int(share * index.image_bytes))
-            _held(Wanted(name, index, (), rows), transform, options.memory, recipe.augment)
+            rows = some_rows(index, round(share * index.images))
+            held(Wanted(name, index, (), rows), transform, options.memory, recipe.augment)
 
 
-def _held(wanted: Wanted, transform: InputTransform, memory: float, augment: str) -> tuple[str, Rows | None]:
+def held(wanted: Wanted, transform: InputTransform, memory: float, augment: str) -> tuple[str, Rows | None]:
     """How a worker holds a set; a part of one is read by itself where the whole would not fit."""
     soft_classes = len(wanted.index.classes) if wanted.soft else 0
     how = how_to_hold(wanted.index, transform, memory, soft_classes, augment)

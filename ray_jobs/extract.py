@@ -1,5 +1,6 @@
-"""extract: the features of every image. A task is a shard; each image is decoded once."""
+"""extract: the features of every image. A task is a shard; each image is decoded once, while others pass the network."""
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -13,7 +14,7 @@ from adq.extractor import FeatureExtractor, InputTransform
 from adq.features import Features, View, features, load
 from adq.images import UndecodableImage
 from adq.process import settle
-from adq.shards import DataSet, chunks
+from adq.shards import DataSet, ahead, chunks
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.decode import encoded_images, errors
 from ray_jobs.frozen import network, shared_weights
@@ -73,27 +74,28 @@ class FeatureActor:
         labels = dict(known)
         rows: list[tuple] = []
         failed: list[tuple[str, int, str]] = []
-        # Batches are cut at fixed positions of the shard: images that cannot be decoded leave a gap, not a shift.
-        plan = self.plan
-        for batch in chunks(encoded_images(plan.data, shard, plan.image_ext, plan.key_prefix), plan.batch_size):
-            images = list(self.threads.map(self._load, (data for _, data in batch)))
+        for keys, images in ahead(self._decoded(shard)):
             good = [i for i, image in enumerate(images) if isinstance(image, torch.Tensor)]
-            failed += [(batch[i][0], labels[batch[i][0]], images[i]) for i in range(len(batch)) if i not in set(good)]
+            failed += [(keys[i], labels[keys[i]], images[i]) for i in range(len(keys)) if i not in set(good)]
             if not good:
                 continue
-            keys = [batch[i][0] for i in good]
             blank = torch.zeros_like(images[good[0]])
             filled = torch.stack([image if isinstance(image, torch.Tensor) else blank for image in images])
-            out = features(
-                self.extractor, filled, [key for key, _ in batch], self.plan.transform, VIEW, self.plan.seed, PATCH
-            )
-            rows += [(key, labels[key], *(column[i] for column in out)) for key, i in zip(keys, good, strict=True)]
+            out = features(self.extractor, filled, keys, self.plan.transform, VIEW, self.plan.seed, PATCH)
+            rows += [(keys[i], labels[keys[i]], *(column[i] for column in out)) for i in good]
         if len(rows) + len(failed) != len(labels):
             raise ValueError(
                 f"{self.plan.data.root}/{shard}: changed since ingest ({len(rows) + len(failed)} of {len(labels)} images)"
             )
         table = _table(rows, failed).replace_schema_metadata({"device": self.where})
         return self.plan.stage.commit_table(shard, table), len(failed), self.where
+
+    def _decoded(self, shard: str) -> Iterator[tuple[list[str], list[torch.Tensor | str]]]:
+        """Batches of a shard: keys, and images or why they cannot be decoded. They are cut at fixed positions of the shard, so that
+        these images leave a gap, not a shift."""
+        plan = self.plan
+        for batch in chunks(encoded_images(plan.data, shard, plan.image_ext, plan.key_prefix), plan.batch_size):
+            yield [key for key, _ in batch], list(self.threads.map(self._load, (data for _, data in batch)))
 
     def _load(self, data: bytes) -> torch.Tensor | str:
         try:

@@ -16,10 +16,11 @@ from torch import Tensor
 from adq.augmentation import RESIZED_CROP
 from adq.extractor import InputTransform
 from adq.images import UndecodableImage
+from adq.shards import ahead
 from adq.training import Batch, ImageSet, Recipe, TensorImages, epoch_batches
 from ray_jobs.ingest import Index
 from ray_jobs.shard_reader import Encoded, ShardReader
-from ray_jobs.streaming import SHARE_BATCH, Streamed, ahead, interval
+from ray_jobs.streaming import SHARE_BATCH, Streamed, interval
 
 FEW = 0.25  # of a shard's images: fewer are read one by one, more with the whole shard
 MEMORY_GB = 4.0  # of images in one worker; a constant, since what a machine has free must not decide results
@@ -37,6 +38,11 @@ class Rows:
     @property
     def images(self) -> int:
         return len(self.positions)
+
+
+def some_rows(index: Index, images: int) -> Rows:
+    """So many images of a set, of its mean size: for what must be known of a selection before there is one."""
+    return Rows(np.arange(images), "", index.image_bytes * images // index.images)
 
 
 def how_to_hold(

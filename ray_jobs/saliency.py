@@ -14,7 +14,7 @@ from adq.extractor import InputTransform
 from adq.images import UndecodableImage, decode
 from adq.patches import fits, grid
 from adq.saliency import grad_cam, patch_saliency, whole_input
-from adq.shards import DataSet, read_ranges
+from adq.shards import DataSet, ahead, read_ranges
 from palette.encodings import resized
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.frozen import Frozen, check_classes, shared_weights
@@ -52,13 +52,18 @@ class SaliencyActor(Frozen):
     def work(self, weights: list[ray.ObjectRef], shard: str, rows: list[Row]) -> Part:
         self.ready(weights)
         found: list[tuple[str, np.ndarray]] = []
-        for start in range(0, len(rows), self.plan.batch_size):
-            found += self._batch(shard, rows[start : start + self.plan.batch_size])
+        for batch, loaded in ahead(self._loaded(shard, rows)):
+            found += self._ranked(batch, loaded)
         return self.plan.stage.commit_table(shard, _table(found))
 
-    def _batch(self, shard: str, rows: list[Row]) -> Iterator[tuple[str, np.ndarray]]:
-        files = read_ranges(self.plan.data, shard, [(offset, size) for _, _, offset, size in rows])
-        loaded = list(self.pool.map(self._load, files))
+    def _loaded(self, shard: str, rows: list[Row]) -> Iterator[tuple[list[Row], list]]:
+        """Batches of rows, each with what `_load` makes of them."""
+        for start in range(0, len(rows), self.plan.batch_size):
+            batch = rows[start : start + self.plan.batch_size]
+            files = read_ranges(self.plan.data, shard, [(offset, size) for _, _, offset, size in batch])
+            yield batch, list(self.pool.map(self._load, files))
+
+    def _ranked(self, rows: list[Row], loaded: list) -> Iterator[tuple[str, np.ndarray]]:
         yield from ((key, NONE) for (key, _, _, _), image in zip(rows, loaded, strict=True) if image is None)
         rows = [row for row, image in zip(rows, loaded, strict=True) if image is not None]
         images = [image for image in loaded if image is not None]

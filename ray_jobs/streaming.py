@@ -16,6 +16,7 @@ from torch import Tensor
 from adq.batches import Batch, crops_of
 from adq.randomness import numpy_generator, torch_generator
 from adq.recipe import Recipe
+from adq.shards import ahead
 from ray_jobs.shard_reader import Encoded, ShardReader
 
 SHUFFLE = 4096  # encoded images in the shuffle buffer
@@ -132,12 +133,3 @@ def _shuffled(samples: Iterator[Encoded], generator: np.random.Generator) -> Ite
         held[at], sample = sample, held[at]
         yield sample
     yield from (held[i] for i in generator.permutation(len(held)))
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; while one is used, a thread makes the next."""
-    with ThreadPoolExecutor(1) as thread:
-        waiting = thread.submit(next, batches, None)
-        while (batch := waiting.result()) is not None:
-            waiting = thread.submit(next, batches, None)
-            yield batch

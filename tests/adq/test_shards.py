@@ -5,6 +5,8 @@ import io
 import itertools
 import os
 import tarfile
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
@@ -15,6 +17,7 @@ from adq import shards
 from adq.shards import (
     DataSet,
     absolute,
+    ahead,
     buffered,
     file_info,
     fingerprint,
@@ -312,3 +315,27 @@ def test_an_address_is_kept_and_a_path_made_absolute(tmp_path, monkeypatch):
     assert absolute("s3://bucket/a/") == "s3://bucket/a"
     assert absolute("a/../b") == str(tmp_path / "b")
     assert not file_info(str(tmp_path / "none")).is_file
+
+
+def test_the_next_item_is_made_while_one_is_used():
+    made = [threading.Event() for _ in range(4)]
+
+    def items() -> Iterator[int]:
+        for number, event in enumerate(made):
+            event.set()
+            yield number
+
+    for number in (found := ahead(items())):
+        assert number == 3 or made[number + 1].wait(10), "made before it is asked for"
+    assert list(found) == [] == list(ahead(iter(())))
+
+
+def test_what_making_an_item_raises_is_raised_where_it_is_used():
+    def items() -> Iterator[int]:
+        yield 1
+        raise ValueError("truncated")
+
+    found = ahead(items())
+    assert next(found) == 1
+    with pytest.raises(ValueError, match="truncated"):
+        next(found)

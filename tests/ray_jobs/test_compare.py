@@ -268,6 +268,7 @@ def test_an_estimate_trains_nothing(compared, shards, capsys):
     compare.run(wanted, CPU, Place(store=str(compared / "runs")))
     said = capsys.readouterr().out
     assert "(8 sets x 2 keep ratios + 1 of --sets) x 2 seeds x 1 network: 34 trainings" in said and "cost" in said
+    assert re.search(rf"\({NETWORK} [\d,]+ images a second, decoding [\d,]+ a thread, measured\)", said)
     assert not list((compared / "estimate").glob("*"))
 
 

@@ -14,9 +14,13 @@ from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.packing import Rate
 from ray_jobs.trainings import Plan, images_of
 
-JOB = SimpleNamespace(device="cpu", compute=Compute(cpus_per_actor=1), cluster=Cluster(2, 0, 1, ((2, 0),), local=True))
-INDEX = SimpleNamespace(images=1000, side=32, classes=("a", "b"), data=SimpleNamespace(shards=("a", "b", "c")))
-TEST = SimpleNamespace(images=200, side=32, classes=("a", "b"))
+CLUSTER = Cluster(2, 0, 1, ((2, 0),), local=True)
+JOB = SimpleNamespace(device="cpu", compute=Compute(cpus_per_actor=1), cluster=CLUSTER, decoders=1)
+INDEX = SimpleNamespace(
+    images=1000, side=32, classes=("a", "b"), data=SimpleNamespace(shards=("a", "b", "c")), image_bytes=1_000_000,
+    manifest=SimpleNamespace(content="index"),
+)  # fmt: skip
+TEST = SimpleNamespace(images=200, side=32, classes=("a", "b"), image_bytes=200_000)
 RATE = Rate(trained=100.0, tested=200.0)
 
 
@@ -30,12 +34,13 @@ def measured(monkeypatch) -> list:
         return [RATE if one.trains else Rate(None, RATE.tested) for one in asked]
 
     monkeypatch.setattr(cost, "rates", rates)
+    monkeypatch.setattr(cost, "seconds_to_decode", lambda *_: 0.0)
     monkeypatch.setattr(cost, "replace", lambda one, **new: replace(one, **new) if is_dataclass(one) else one)
     return last
 
 
-def said(methods: str, further=(), backbone=None, data=None, workers=1, job=JOB) -> str:
-    options = Evaluation("convnet-d3-w8", seeds=2, steps=10, train_batch=50, workers=workers)
+def said(methods: str, further=(), backbone=None, data=None, job=JOB, **evaluation) -> str:
+    options = Evaluation("convnet-d3-w8", seeds=2, steps=10, train_batch=50, **evaluation)
     comparison = Comparison(methods, keep="0.1,0.5", without_controls=True)
     grid = Grid(comparison, options, data or Data(), Selection(), backbone or Backbone(), (), "out")
     return cost.estimate(job, INDEX, TEST, grid, further)
@@ -46,7 +51,7 @@ def test_trainings_of_further_sets_are_counted():
     text = said("random,dq")
     assert "2 sets x 2 keep ratios x 2 seeds x 1 network: 8 trainings, 0.0 M images" in text
     assert "about 24 s on 2 workers" in text
-    further = [Wanted(name, SimpleNamespace(images=70), range(2)) for name in ("own", "other")]
+    further = [Wanted(name, SimpleNamespace(**vars(INDEX) | {"images": 70}), range(2)) for name in ("own", "other")]
     text = said("random,dq", further)
     assert "(2 sets x 2 keep ratios + 2 of --sets) x 2 seeds x 1 network: 12 trainings" in text
     assert "about 33 s on 2 workers" in text  # 50 and 20 of the 70 in turn
@@ -72,7 +77,8 @@ def test_only_what_is_pending_is_left():
         recipe = SimpleNamespace(batch_size=50, total_steps=lambda _: 10)
         classifier = SimpleNamespace(arch="net", recipe=recipe, transform=SimpleNamespace(crop=32))
         stage = SimpleNamespace(digest=digest, committed=lambda: committed)
-        return SimpleNamespace(stage=stage, classifier=classifier, rows=SimpleNamespace(images=100), index=INDEX)
+        rows = SimpleNamespace(images=100, alone=False)
+        return SimpleNamespace(stage=stage, classifier=classifier, rows=rows, index=INDEX, count=100, how="decoded")
 
     plan = Plan((training("a", True), training("b", False), training("b", False), training("c", False)), TEST, {})
     assert [one.stage.digest for one in plan.pending()] == ["b", "c"]
@@ -94,6 +100,27 @@ def test_a_network_whose_weights_are_loaded_is_not_trained(measured):
     assert [one.trains for one in measured] == [True, True], "short trainings are watched"
     # One epoch at 100 a second more, for each of two extractors.
     assert "about 30 s for features, from 2 extractors" in said("adq", backbone=Backbone(weights="train:1"))
+
+
+def test_decoding_counts_once_where_images_are_held_decoded_and_each_time_elsewhere(monkeypatch):
+    monkeypatch.setattr(cost, "seconds_to_decode", lambda *_: 0.04)
+    # 24 s as above, and all 1,200 images once a worker.
+    assert "about 1 min 12 s on 2 workers (convnet-d3-w8 100 images a second, decoding 25 a thread, me" in said(
+        "random,dq"
+    )
+    # Held as files: 500 images for each of 8 trainings take 20 s instead of 5. The test images are decoded once.
+    assert "about 1 min 32 s on 2 workers" in said("random,dq", memory=0.002)
+    # Too many to hold: 100 images of a selection are opened alone for 4 s, 500 are held as files, and so are the test images.
+    assert "about 1 min 30 s on 2 workers" in said("random,dq", memory=0.0005)
+
+
+def test_features_wait_for_the_slower_of_decoding_and_a_gpu_and_for_both_on_a_cpu(monkeypatch):
+    monkeypatch.setattr(cost, "seconds_to_decode", lambda *_: 0.04)
+    loaded = Backbone(weights="DEFAULT")
+    assert "about 25 s for features" in said("adq", backbone=loaded)
+    there = {"device": "cuda", "compute": Compute(), "cluster": Cluster(8, 1, 1, ((8, 1),), local=True)}
+    for decoders, expected in ((7, "about 10 s for features"), (2, "about 20 s for features")):
+        assert expected in said("adq", backbone=loaded, job=SimpleNamespace(**there, decoders=decoders))
 
 
 def test_an_actor_that_cannot_be_placed_is_told_before_anything_is_spent(measured):
