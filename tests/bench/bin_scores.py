@@ -28,6 +28,10 @@ def lines_of(store: Path) -> list[dict]:
         (part,) = manifest["parts"]
         rows = pq.read_table(store / part["path"], columns=list(COLUMNS)).to_pylist()
         found += [{"extractor": manifest["config"]["seed"]} | row for row in rows]
+    if len({(line["extractor"], line["bin"]) for line in found}) < len(found):
+        raise ValueError(
+            f"{store} has the scores of one extractor twice: of other data, or other settings; give it a store of its own"
+        )
     return sorted(found, key=lambda line: (line["extractor"], line["bin"]))
 
 

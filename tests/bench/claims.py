@@ -11,22 +11,22 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from ray_jobs.comparison import Cell, Outcome, cells
+from adq.selection import ALL_METHODS, BY_BINS
+from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
 SAME = ("data", "arch", "method", "keep", "seed")
+DRAWN = ("random", "prefix", "ccs", "forgetting", *BY_BINS)  # each seed has another selection
 
 
 def lines_of(name: str, folder: Path) -> list[dict]:
     """A line a training, without its bit for every test image."""
     rows = pq.read_table(folder / "runs.parquet").to_pylist()
-    return [{"data": name} | {key: row[key] for key in KEPT if key in row} | _permutation(row) for row in rows]
-
-
-def _permutation(row: dict) -> dict:
-    """What tells the permutations of a seed apart."""
-    return {"selection": row["selection"][:16]} if row["method"].startswith("adq-permuted") else {}
+    return [
+        {"data": name} | {key: row[key] for key in KEPT if key in row} | {"selection": row["selection"][:16]}
+        for row in rows
+    ]
 
 
 def replaced(found: list[dict], added: list[dict]) -> list[dict]:
@@ -39,7 +39,15 @@ def replaced(found: list[dict], added: list[dict]) -> list[dict]:
 
 def outcome(line: dict) -> Outcome:
     found = {key: line[key] for key in KEPT}
-    return Outcome(**found, payload=0, tars=0, gpu_seconds=0.0, selection=line.get("selection", ""))
+    return Outcome(**found, payload=0, tars=0, gpu_seconds=0.0, selection=line.get("selection") or _selection(line))
+
+
+def _selection(line: dict) -> str:
+    """What tells the selections of a method apart, for lines that do not say."""
+    method = line["method"].partition(":")[0]
+    if method not in ALL_METHODS or line["keep"] == 1:
+        return ""
+    return f"{line['extractor']} {line['seed'] if method in DRAWN else ''}"
 
 
 def as_lines(found: list[Cell]) -> str:
@@ -55,7 +63,7 @@ def as_lines(found: list[Cell]) -> str:
             _points(cell.mean, cell.half_interval).lstrip("+"),
         ]
         moved = f"{cell.moved:.1%}" if cell.method.startswith("adq") else ""
-        rows.append(f"| {' | '.join([*cells_of, *over, moved, str(cell.seeds)])} |")
+        rows.append(f"| {' | '.join([*cells_of, *over, moved, count_of(cell.seeds, cell.selections)])} |")
     return "\n".join(rows)
 
 

@@ -100,7 +100,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--shards", type=int, default=10, help="of the training set; all of the test set is used")
     parser.add_argument("--side", type=int, help="pixels at which networks see the images; their own otherwise")
-    parser.add_argument("--overfit", type=int, metavar="IMAGES", help="train and test on the first images alone")
+    parser.add_argument(
+        "--overfit", type=int, metavar="IMAGES", help="train and test on so many images alone, of all classes"
+    )
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, help="lines are added to this file")
     options = parser.parse_args()

@@ -309,7 +309,10 @@ def main() -> int:
             parser.error(str(error))
         settle(options.threads)
         unfinished = train_all(Work(options.work, options), options, {key(line) for line in read(options.out)})
-    print(table(read(options.out)))
+    try:
+        print(table(read(options.out)))
+    except ModuleNotFoundError as missing:
+        print(f"no table without {missing.name}; --table prints it of the same lines where Tessera is installed")
     return int(bool(unfinished))
 
 

@@ -149,10 +149,13 @@ def test_a_folder_without_shards(call):
         call("--data", "/nonexistent")
 
 
-def test_training_needs_pytorch_alone():
+def test_training_needs_pytorch_alone(tmp_path):
     """On a machine with a GPU and little else: no Ray, MLflow, webdataset, pyarrow, scipy or matplotlib."""
     blocked = ("ray", "mlflow", "webdataset", "pyarrow", "scipy", "matplotlib", "pandas")
     code = (
         f"import sys\nfor name in {blocked}: sys.modules[name] = None\nfrom tests.bench import devices, recipes, tables"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    code += f"\nsys.argv[1:] = ['--table', '--out', {str(tmp_path / 'none.jsonl')!r}]\nsys.exit(tables.main())"
+    told = subprocess.run([sys.executable, "-c", code], check=True, timeout=120, capture_output=True, text=True).stdout
+    assert told.startswith("no table without ")
