@@ -73,14 +73,17 @@ def graphcut_global(pool: Pool, total: int, seed: int) -> np.ndarray:
 class Method:
     """A coreset method, and what it asks for."""
 
-    function: Callable[[Pool, int, int], np.ndarray]
+    function: Callable[..., np.ndarray]
     needs: frozenset[str]  # of "embeddings", "bins", "dynamics"
     draws: bool  # whether the seed decides more than ties between class totals
     paper: str
+    settings: tuple[str, ...] = ()  # further arguments of the function, by name
 
 
-def _method(function: Callable[[Pool, int, int], np.ndarray], needs: str, draws: bool, paper: str) -> Method:
-    return Method(function, frozenset(needs.split()), draws, paper)
+def _method(
+    function: Callable[..., np.ndarray], needs: str, draws: bool, paper: str, settings: tuple[str, ...] = ()
+) -> Method:
+    return Method(function, frozenset(needs.split()), draws, paper, settings)
 
 
 GRAPHCUT = "Iyer et al., ALT 2021, arXiv 2006.15412; ADQ, AAAI 2025, arXiv 2412.16895, eq. 1 and 2"
@@ -90,17 +93,23 @@ METHODS: dict[str, Method] = {
     "dq": _method(dq, "bins", True, "Zhou et al., ICCV 2023, arXiv 2308.10524"),
     "graphcut": _method(graphcut, "embeddings", False, GRAPHCUT),
     "graphcut-global": _method(graphcut_global, "embeddings", False, GRAPHCUT),
-    "prefix": _method(prefix, "bins", True, "ours: a stratified draw from the head of the GraphCut order"),
-    "support-points": _method(support_points, "embeddings bins", False, "ours, of Mak and Joseph, 2018"),
+    "prefix": _method(prefix, "bins", True, "ours: a stratified draw from the head of the GraphCut order", ("depth",)),
+    "support-points": _method(support_points, "embeddings bins", False, "ours, of Mak and Joseph, 2018", ("depth",)),
     "herding": _method(herding, "embeddings", False, "Welling, ICML 2009; Rebuffi et al., CVPR 2017, arXiv 1611.07725"),
     "k-centre": _method(k_centre, "embeddings", False, "Sener and Savarese, ICLR 2018, arXiv 1708.00489"),
     "moderate": _method(moderate, "embeddings", False, "Xia et al., ICLR 2023"),
     "facility-location": _method(facility_location, "embeddings", False, "Wei, Iyer, Bilmes, ICML 2015"),
-    "ccs": _method(ccs, "dynamics", True, "Zheng et al., ICLR 2023, arXiv 2210.15809"),
+    "ccs": _method(ccs, "dynamics", True, "Zheng et al., ICLR 2023, arXiv 2210.15809", ("beta",)),
     "prototypes": _method(prototypes, "embeddings", True, PROTOTYPES),
     "prototypes-easy": _method(prototypes_easy, "embeddings", True, PROTOTYPES),
     "el2n": _method(el2n, "dynamics", False, "Paul et al., NeurIPS 2021, arXiv 2107.07075"),
     "forgetting": _method(forgetting, "dynamics", True, "Toneva et al., ICLR 2019, arXiv 1812.05159"),
     "least-confidence": _method(least_confidence, "dynamics", False, "Coleman et al., ICLR 2020, arXiv 1906.11829"),
-    "d2": _method(d2, "embeddings dynamics", False, "Maharana et al., ICLR 2024, arXiv 2310.07931"),
+    "d2": _method(
+        d2,
+        "embeddings dynamics",
+        False,
+        "Maharana et al., ICLR 2024, arXiv 2310.07931",
+        ("neighbours", "gamma_reverse"),
+    ),
 }

@@ -11,7 +11,6 @@ from adq.controls import CONTROLS, permuted, random_bins, reversed_importance
 from adq.coresets import METHODS, Pool
 from adq.sampling import class_table, draw, kept, moved
 
-OF_THE_HEAD = ("prefix", "support-points")  # of each class's GraphCut order: they read a depth
 BY_IMPORTANCE = ("adq", *CONTROLS)
 BY_BINS = (*BY_IMPORTANCE, "dq")  # a quota for every bin, and a draw inside
 ALL_METHODS = (*BY_IMPORTANCE, *METHODS)
@@ -57,22 +56,26 @@ def choose(
     alpha: float = 0.65,
     allocation: str = "share",
     balance: str = "class",
-    depth: float | None = None,
     permutation: int = 0,
+    **settings: float,
 ) -> Choice:
     """Choose images of a pool.
 
     Args:
         method: of ALL_METHODS. keep: the keep ratio, in (0, 1]. seed: of the draw.
         importance: float [m] of `adq.importance`, for those in BY_IMPORTANCE, which alone read alpha and allocation too.
-        alpha, allocation, balance: as in `adq.sampling.class_table`. depth: of those in OF_THE_HEAD.
+        alpha, allocation, balance: as in `adq.sampling.class_table`.
         permutation: the number of adq-permuted's among those of the seed.
+        settings: of the method's own function, those that `Method.settings` names.
 
     Raises:
         ValueError: an unknown method, one that lacks what it looks at, or settings that cannot be.
     """
     if method not in ALL_METHODS:
         raise ValueError(f"method {method!r}: expected one of {', '.join(ALL_METHODS)}")
+    known = METHODS[method].settings if method in METHODS else ()
+    if unknown := [name for name in settings if name not in known]:
+        raise ValueError(f"method {method} has no setting {unknown[0]!r}; known: {', '.join(known) or 'none'}")
     if method in BY_IMPORTANCE and (importance is None or pool.bins is None):
         raise ValueError(f"{method} needs the bins and the importance of each")
     binned = pool.bins is not None and looks_at(method) & {"bins", "scores"}
@@ -91,7 +94,6 @@ def choose(
         quota = class_table(importance, sizes, keep, alpha, allocation, balance, seed)
         chosen = draw(pool.keys, bins, pool.labels, quota, seed)
     else:
-        settings = {"depth": depth} if method in OF_THE_HEAD and depth else {}
         chosen = np.zeros(len(pool.keys), dtype=bool)
         chosen[METHODS[method].function(pool, kept(keep, len(pool.keys)), seed, **settings)] = True
         quota = _table(bins[chosen], pool.labels[chosen], *sizes.shape)

@@ -23,6 +23,8 @@ POINT = ("arch", "budget", "method", "encoding", "images", "payload", "mean", "s
 OF_SELECTION = tuple(f.name for f in fields(Selection) if f.name not in ("method", "keep", "permutation", "seed"))
 OF_BACKBONE = tuple(f.name for f in fields(Backbone) if f.name != "train_workers")
 SETTINGS = ("saliency", *OF_SELECTION, *OF_BACKBONE)
+# Options that are younger than some of the files: these were measured with what is their default now.
+YOUNGER = {f.name: f.default for f in fields(Selection) if f.name in ("beta", "neighbours", "gamma_reverse")}
 
 
 class Choice(NamedTuple):
@@ -128,7 +130,7 @@ def read_rule(place: str) -> Rule:
         raise ValueError(f"--frontier {store.root}: no {RULE} there; give the --out folder of `frontier`")
     try:
         told = json.loads(store.read(RULE))
-        rule = Rule(dict(told["settings"]), told["points"])
+        rule = Rule(YOUNGER | dict(told["settings"]), told["points"])
         whole = {*SETTINGS} == {*rule.settings} and all({*POINT} <= {*point} for point in rule.points)
     except (ValueError, TypeError, KeyError):
         whole = False

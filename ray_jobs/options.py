@@ -129,6 +129,11 @@ class Selection:
     depth: float = option(
         0.0, "Share of the GraphCut order from which prefix draws and support-points picks; 0: wider, the more is kept."
     )
+    beta: float = option(-1.0, "Share of the hardest that ccs leaves out of each class; -1: by --keep, as the paper found for CIFAR-10.")  # fmt: skip
+    neighbours: int = option(10, "Nearest images of its class to which d2 sends an image's difficulty.")
+    gamma_reverse: float = option(
+        1.0, "How fast d2's reverse messages, which spread the picks, fall with the distance."
+    )
     balance: str = option(
         "class", "class: every class keeps its share of the total; none: whatever its bins give.", BALANCES
     )
@@ -145,6 +150,12 @@ class Selection:
             raise ValueError(f"--alpha {self.alpha}: expected 0 (DQ) to 1")
         if not 0 <= self.depth <= 1:
             raise ValueError(f"--depth {self.depth}: expected 0 (by --keep) to 1")
+        if not (self.beta == -1 or 0 <= self.beta < 1):
+            raise ValueError(f"--beta {self.beta}: expected a share from 0 to below 1, or -1 (by --keep)")
+        if self.neighbours < 1 or not self.gamma_reverse >= 0:
+            raise ValueError(
+                f"--neighbours {self.neighbours}, --gamma-reverse {self.gamma_reverse}: expected 1 or more, and no negative number"
+            )
         if self.bins < 1:
             raise ValueError(f"--bins {self.bins}: expected 1 or more")
         if self.method in ("prefix", "support-points") and self.scope != "class":

@@ -1,15 +1,16 @@
 """sample: quotas and draws, or the picks of another method. Keep ratio and alpha enter here, not above."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from adq.coresets import METHODS
 from adq.pool import Pool
 from adq.sampling import kept, shares
-from adq.selection import BY_BINS, BY_IMPORTANCE, OF_THE_HEAD, Choice, choose, looks_at, needs
+from adq.selection import BY_BINS, BY_IMPORTANCE, Choice, choose, looks_at, needs
 from ray_jobs.bins import embeddings_by_key
 from ray_jobs.dynamics import dynamics_by_key
 from ray_jobs.ingest import Index
@@ -21,6 +22,8 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
 VERSION = 2
+# Those of a method's own function, and what stands for its default.
+SETTINGS = {f.name: f.default for f in fields(Selection) if any(f.name in one.settings for one in METHODS.values())}
 
 
 def reads(method: str) -> tuple[str, ...]:
@@ -29,7 +32,7 @@ def reads(method: str) -> tuple[str, ...]:
     found = ("bins", "scope", "normalize", "centre") if wanted & {"bins", "scores"} else ()
     found += ("scores", "diversity", "temperature", "score_norm") if "scores" in wanted else ()
     found += ("alpha", "allocation") if method in BY_IMPORTANCE else ()
-    found += ("depth",) if method in OF_THE_HEAD else ()
+    found += METHODS[method].settings if method in METHODS else ()
     found += ("permutation",) if method == "adq-permuted" else ()
     return found + (("balance",) if method in BY_BINS or method == "random" else ())
 
@@ -79,8 +82,10 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
     config = {"method": method, "keep": selection.keep, "seed": selection.seed}
     own = reads(method)  # those before are in the contents of the bins and scores
     config |= {name: getattr(selection, name) for name in ("balance", "alpha", "allocation") if name in own}
-    if "depth" in own:
-        config |= {"depth": selection.depth or "by the keep ratio"}
+    settings = {
+        name: value for name in SETTINGS if name in own and (value := getattr(selection, name)) != SETTINGS[name]
+    }
+    config |= ({"depth": "by the keep ratio"} if "depth" in own else {}) | settings
     if "permutation" in own and selection.permutation:
         config |= {"permutation": selection.permutation}
     inputs = {"index": index.manifest.content} | seen.contents(method)
@@ -92,7 +97,7 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
         alpha = selection.alpha if method in BY_IMPORTANCE else 0.0
         made = choose(
             pool, method, selection.keep, selection.seed, importance, alpha, selection.allocation, selection.balance,
-            selection.depth, selection.permutation,
+            selection.permutation, **settings,
         )  # fmt: skip
         subset = table.filter(pa.array(made.chosen))
         subset = subset.add_column(2, "bin", pa.array(made.bins[made.chosen], pa.int32()))

@@ -69,6 +69,20 @@ def test_the_others_keep_what_their_functions_pick(method):
         assert (deep.chosen != made.chosen).any()
 
 
+@pytest.mark.parametrize(
+    ("method", "settings"), [("ccs", {"beta": 0.6}), ("d2", {"neighbours": 3, "gamma_reverse": 9.0})]
+)
+def test_settings_reach_the_functions_that_read_them(method, settings):
+    pool = make_pool()
+    made = choose(pool, method, 0.1, 1, **settings)
+    np.testing.assert_array_equal(
+        np.flatnonzero(made.chosen), np.sort(METHODS[method].function(pool, 20, 1, **settings))
+    )
+    assert (made.chosen != choose(pool, method, 0.1, 1).chosen).any()
+    with pytest.raises(ValueError, match=f"method herding has no setting '{next(iter(settings))}'; known: none"):
+        choose(pool, "herding", 0.1, 1, **settings)
+
+
 def test_what_is_missing_or_unknown_is_said():
     pool = make_pool()
     with pytest.raises(ValueError, match="adq-reversed needs the bins and the importance of each"):

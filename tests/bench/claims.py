@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from adq.selection import ALL_METHODS, BY_BINS
+from adq.coresets import METHODS
+from adq.selection import ALL_METHODS, BY_IMPORTANCE
 from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
 SAME = ("data", "arch", "method", "keep", "seed")
-DRAWN = ("random", "prefix", "ccs", "forgetting", *BY_BINS)  # each seed has another selection
 
 
 def lines_of(name: str, folder: Path) -> list[dict]:
@@ -47,7 +47,8 @@ def _selection(line: dict) -> str:
     method = line["method"].partition(":")[0]
     if method not in ALL_METHODS or line["keep"] == 1:
         return ""
-    return f"{line['extractor']} {line['seed'] if method in DRAWN else ''}"
+    drawn = method in BY_IMPORTANCE or METHODS[method].draws
+    return f"{line['extractor']} {line['seed'] if drawn else ''}"
 
 
 def as_lines(found: list[Cell]) -> str:

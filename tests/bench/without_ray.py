@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from adq.coresets import METHODS
 from adq.diversity import Discriminator
 from adq.extractor import FeatureExtractor, input_transform
 from adq.features import View, features, load
@@ -21,7 +22,7 @@ from adq.models import build
 from adq.pool import Pool
 from adq.randomness import global_draws
 from adq.scores import Stored, bin_scores, discriminate, image_scores
-from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, OF_THE_HEAD, Choice, choose, needs
+from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, Choice, choose, needs
 from adq.training import Recipe, TensorImages, default_recipe, epoch_batches, steps_per_epoch, train
 from tests.bench.palettes_data import samples
 
@@ -157,7 +158,7 @@ def parsed(method: str) -> tuple[str, dict[str, object]]:
         raise ValueError(f"method {name!r}: expected one of {', '.join(ALL_METHODS)}")
     if "dynamics" in needs(name):
         raise ValueError(f"method {name} watches a training: compare has it")
-    reads = ("alpha", "allocation") if name in BY_IMPORTANCE else ("depth",) if name in OF_THE_HEAD else ()
+    reads = ("alpha", "allocation") if name in BY_IMPORTANCE else METHODS[name].settings
     reads += ("balance",) if name in (*BY_BINS, "random") else ()
     reads += ("permutation",) if name == "adq-permuted" else ()
     pairs = [setting.partition("=")[::2] for setting in given]

@@ -112,6 +112,7 @@ def test_settings_that_methods_read_are_taken():
     assert Variant.of("adq-permuted:score-norm=zscore", Selection()).selection.score_norm == "zscore"
     assert Variant.of("prefix:depth=0.5", Selection()).selection.depth == 0.5
     every = {field.name for field in fields(Selection)} - {"method", "keep", "seed"}
-    assert set(sample.reads("adq")) == every - {"depth", "permutation"}, (
-        "a setting that is new belongs to the methods that read it"
-    )
+    assert Variant.of("ccs:beta=0", Selection()).selection.beta == 0.0
+    assert Variant.of("d2:neighbours=5:gamma-reverse=2", Selection()).selection.neighbours == 5
+    others = {"depth", "permutation", "beta", "neighbours", "gamma_reverse"}
+    assert set(sample.reads("adq")) == every - others, "a setting that is new belongs to the methods that read it"
