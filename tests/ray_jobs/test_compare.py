@@ -255,7 +255,9 @@ def test_all_methods_choose_among_the_images_that_can_be_decoded(cluster, tmp_pa
     assert len({row["training"] for row in rows}) == 1, "the same images are the same training"
     np.save(tmp_path / "own.npy", np.random.default_rng(0).normal(size=(120, 6)).astype(np.float32))
     backbone = replace(backbone, embeddings=str(tmp_path / "own.npy"))
-    comparison = replace(wanted.comparison, methods="dq:bins=2,support-points,d2", keep="0.5")
+    comparison = replace(
+        wanted.comparison, methods="dq:bins=2,support-points,d2:neighbours=3:gamma-reverse=2", keep="0.5"
+    )
     own = replace(wanted, backbone=backbone, comparison=comparison, out=str(tmp_path / "own"))
     compare.run(own, CPU, Place(store=str(tmp_path / "runs")))
     rows = parquet_table((tmp_path / "own" / "runs.parquet").read_bytes()).to_pylist()
