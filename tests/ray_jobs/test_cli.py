@@ -136,7 +136,7 @@ def every_option() -> dict:
             elif isinstance(f.default, bool):
                 values[f.name] = not f.default
             elif isinstance(f.default, int | float):
-                values[f.name] = f.default / 2 if isinstance(f.default, float) else f.default + 3
+                values[f.name] = abs(f.default) / 2 if isinstance(f.default, float) else f.default + 3
             else:
                 values[f.name] = f"/given/{f.name}"
     return values

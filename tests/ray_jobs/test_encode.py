@@ -83,7 +83,7 @@ def test_a_network_that_ranks_patches_sees_small_inputs_of_large_images(tmp_path
         for row in index.table().to_pylist()
         for member in [index.image_member(row["members"])]
     ]
-    found = dict(actor._batch("a.tar", rows))
+    found = dict(pair for batch in actor._loaded("a.tar", rows) for pair in actor._ranked(*batch))
     for key, (width, height) in zip(KEYS, SIZES, strict=True):
         cut = grid(height, width) if max(width, height) < 16_384 else None
         assert found[key].shape == ((cut.rows, cut.columns) if cut else (0, 0))
