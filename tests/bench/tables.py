@@ -145,7 +145,7 @@ def _train_and_test(
     part = TensorImages(whole.batch(rows), whole.labels[rows])
     model = trained(arch, int(whole.labels.max()) + 1, part, recipe, line["seed"], device, start=start, save=save)
     right = correct(model, test, np.arange(len(test)), input_transform(arch, test.images.shape[-1]), device)
-    seconds = round(spent + time.perf_counter() - started, 1)
+    seconds = round(spent + time.perf_counter() - started, 3)
     line = line | {"top1": float(right.mean()), "train_seconds": seconds}
     with out.open("a") as lines_of:  # here, so that a line is there as soon as its network is
         lines_of.write(json.dumps(line, sort_keys=True) + "\n")
