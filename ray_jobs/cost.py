@@ -104,7 +104,8 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     decoding = seconds_to_decode(index, classifiers[0].transform)
     sizes = [kept(keep, index.images) for keep in shares for _ in variants]
-    every = [Wanted("", index, (), some_rows(index, size)) for size in sizes] + list(further)
+    rows = {size: some_rows(index, size) for size in set(sizes)}  # of millions of images, once
+    every = [Wanted("", index, (), rows[size]) for size in sizes] + list(further)
     pieces = [Piece.expected(classifier, one, options) for classifier in classifiers for one in every] * options.seeds
     sets = f"{counted(len(variants), 'set')} x {counted(len(shares), 'keep ratio')}"
     text = (
