@@ -218,9 +218,8 @@ class Block:
         best = torch.full((len(picks) + 1,), -torch.inf, dtype=torch.float64, device=self.device)
         for start in range(0, len(self.local), CHUNK):
             part = slice(start, start + CHUNK)
-            rows = self.pool.rows[part]
-            products = product(narrow.T, rows.T)
-            sums = torch.zeros(len(picks) + 1, len(rows), dtype=torch.float64, device=self.device)
+            products = product(narrow.T, self.pool.rows[part].T)
+            sums = torch.zeros(len(picks) + 1, products.shape[1], dtype=torch.float64, device=self.device)
             torch.cumsum(products.double(), dim=0, out=sums[1:])
             if self.grid.unit:
                 sums /= self.pool.lengths[part]
@@ -237,14 +236,12 @@ class Block:
     def _later(self, horizon: int) -> Tensor:
         expected = (self.pool_expected * STEADY + self.pool_picked) / (STEADY + self.pool_picks)
         error = (self.expected_error * STEADY + self.pool.error) / (STEADY + self.pool_picks)
-        return (
-            self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).add_(4.0 * error).mul_(horizon).add_(self.pool_values)
-        )
+        step = self.pool_norms.mul(2.0).add_(expected, alpha=-4.0).add_(4.0 * error)
+        return step.mul_(horizon).add_(self.pool_values)
 
     def _near(self, horizon: int) -> Bound:
-        return bound(
-            self.pool_values, self._later(horizon), self.pool_spread, self.outside, self.error + 4.0 * self.pool.error
-        )
+        error = self.error + 4.0 * self.pool.error
+        return bound(self.pool_values, self._later(horizon), self.pool_spread, self.outside, error)
 
     def _rank(self, horizon: int, limit: int) -> Answer:
         """The best rows of the pool."""
@@ -253,9 +250,8 @@ class Block:
         top = torch.topk(reach, min(limit, len(reach)))
         self.best = top.indices[top.values > -torch.inf]
         highest = float(self.pool_values[alive].max()) if bool(alive.any()) else -np.inf
-        return Answer(
-            top.values[: len(self.best)].cpu().numpy(), max(highest, self.far.start), self.error + 4.0 * self.pool.error
-        )
+        values, error = top.values[: len(self.best)].cpu().numpy(), self.error + 4.0 * self.pool.error
+        return Answer(values, max(highest, self.far.start), error)
 
     def candidates(self, number: int, horizon: int) -> Candidates:
         """The best `number` rows of the last ranking, and bounds for the others."""
@@ -264,11 +260,7 @@ class Block:
         self.outside[inside] = False
         rows = self.local[inside]
         local = rows.cpu().numpy()
-        copies = (
-            {place: list(self.more[row]) for place, row in enumerate(local.tolist()) if self.more.get(row)}
-            if self.more
-            else {}
-        )
+        copies = {place: list(self.more[row]) for place, row in enumerate(local.tolist()) if self.more.get(row)}
         return Candidates(
             self.pool.rows[inside].cpu().numpy(), self.lengths[rows].cpu().numpy(), self.norms[rows].cpu().numpy(),
             self.indices[local], copies, local, self._near(horizon), self.far,
@@ -280,7 +272,7 @@ class Block:
         best = None
         for start in range(0, len(near), CHUNK):
             which = near[start : start + CHUNK]
-            rows = self._exact(which)
+            rows = self.grid.rows(self.rows[which].cpu().numpy(), self.lengths[which].cpu().numpy())
             values = deciding_values(rows, weight, direction)
             local = which.cpu().numpy()
             ties = np.flatnonzero(values == values.max())
@@ -289,9 +281,6 @@ class Block:
             if best is None or (found.value, -found.index) > (best.value, -best.index):
                 best = found
         return best
-
-    def _exact(self, which: Tensor) -> np.ndarray:
-        return self.grid.rows(self.rows[which].cpu().numpy(), self.lengths[which].cpu().numpy())
 
     def _compact(self) -> None:
         """Drop the dead rows: into memory of our own the first time, in place after."""

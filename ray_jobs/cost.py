@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
+from adq.dynamics import EPOCHS
 from adq.extractor import InputTransform, input_transform
 from adq.features import load
 from adq.images import UndecodableImage
@@ -14,7 +15,6 @@ from adq.models import SMALL
 from adq.sampling import kept
 from adq.selection import needs
 from adq.training import default_recipe
-from ray_jobs import dynamics
 from ray_jobs.actors import pool_size
 from ray_jobs.classifier import Classifier, input_side
 from ray_jobs.decode import encoded_images
@@ -123,8 +123,8 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         count = len({grid.extractor(seed, index) for seed in grid.seeds})
         text += f"\n              and about {clock(count * seconds)} for features, from {counted(count, 'extractor')}"
     if watching:
-        seconds = _watched(job, index, grid, network, dynamics.EPOCHS, measured[-1].trained, decoding)
-        seconds += _watched(job, index, grid, network, dynamics.EPOCHS, measured[-1].tested, decoding)
+        seconds = _watched(job, index, grid, network, EPOCHS, measured[-1].trained, decoding)
+        seconds += _watched(job, index, grid, network, EPOCHS, measured[-1].tested, decoding)
         count = len({grid.watched(seed) for seed in grid.seeds})
         told = counted(count, "short training")
         text += f"\n              and about {clock(count * seconds)} for {told} that methods watch"

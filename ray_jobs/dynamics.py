@@ -1,7 +1,7 @@
 """dynamics: how each image is learnt in a short training, for the methods that select by difficulty."""
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,9 +9,9 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from adq.dynamics import Dynamics, Known, Recorder, known
+from adq.dynamics import Dynamics, Known, Recorder, known, short_recipe
 from adq.extractor import InputTransform, input_transform
-from adq.training import Recipe, TensorImages, default_recipe, predict
+from adq.training import TensorImages, predict
 from ray_jobs.classifier import Classifier, fit
 from ray_jobs.ingest import Index
 from ray_jobs.loading import Held, how_to_hold, open_set, order_kind
@@ -27,7 +27,6 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from ray_jobs.mlflow_run import Run
 
 VERSION = 3
-EPOCHS = 10  # of the short training: EL2N's paper reads its tenth to twentieth epoch
 COLUMNS = ("el2n", "forgetting", "confidence")
 PART = "dynamics"
 
@@ -48,9 +47,8 @@ class Watch:
     def __init__(self, member: Member, data: Held | Streamed, transform: InputTransform):
         self.member, self.data, self.transform = member, data, transform
         self.recorder = Recorder(data.labels)
-        self.seen = np.zeros(
-            len(data.labels), dtype=bool
-        )  # in a stream, images that cannot be decoded are found on the way
+        # In a stream, images that cannot be decoded are found on the way.
+        self.seen = np.zeros(len(data.labels), dtype=bool)
 
     def after_epoch(self, model: nn.Module) -> None:
         """Raises RuntimeError where an image was predicted more than once."""
@@ -75,7 +73,7 @@ class Watch:
     def restore(self, state: dict) -> None:
         arrays = {name: tensor.numpy() for name, tensor in state.items()}
         self.seen = arrays.pop("seen")
-        self.recorder = Recorder(self.data.labels, state=arrays)
+        self.recorder = Recorder(self.data.labels, arrays)
 
     def table(self) -> pa.Table:
         """A row an image that was predicted, in the order of the index."""
@@ -85,20 +83,15 @@ class Watch:
         return pa.table({"key": [self.data.keys[row] for row in rows], **columns})
 
 
-def recipe_of(arch: str, side: int) -> Recipe:
-    """The network's own recipe for the short training, without decay: EL2N's paper reads epochs early in a long schedule."""
-    return replace(default_recipe(arch, side, EPOCHS), schedule="constant")
-
-
 def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Manifest:
-    """Watch the extractor's network learn the data by `recipe_of`, with a group of workers, or find it done.
+    """Watch the extractor's network learn the data by `short_recipe`, with a group of workers, or find it done.
 
     Raises:
         ValueError: more workers than the cluster has room for; some images cannot be decoded and may not be left out.
     """
     arch, side = backbone.name(index.side, job.device), backbone.side(index.side)
     transform = input_transform(arch, side)
-    recipe = recipe_of(arch, side)
+    recipe = short_recipe(arch, side)
     classifier = Classifier(arch, len(index.classes), 0, transform, recipe, backbone.feature_seed, "watched")
     how = how_to_hold(index, transform, augment=recipe.augment)
     stage = Stage(
@@ -114,7 +107,8 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
         parts = stage.committed()
         if PART not in parts:
             group.check()
-            run_group(group, _work, Plan(stage, index, classifier, how), of_epochs("dynamics", EPOCHS, index.images))
+            plan = Plan(stage, index, classifier, how)
+            run_group(group, _work, plan, of_epochs("dynamics", recipe.epochs, index.images))
             parts = stage.committed()
         group.clean()
         rows = parts[PART].rows
@@ -123,7 +117,12 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
                 f"{index.images - rows} images cannot be decoded: `extract` lists them; --skip-corrupt leaves them out"
             )
         losses = json.loads(parquet_table(stage.read(parts[PART])).schema.metadata[b"losses"])
-        return [parts[PART]], {"images": rows, "epochs": EPOCHS, "train_loss": losses[-1], "recipe": asdict(recipe)}
+        return [parts[PART]], {
+            "images": rows,
+            "epochs": recipe.epochs,
+            "train_loss": losses[-1],
+            "recipe": asdict(recipe),
+        }
 
     def log(run: "Run", manifest: Manifest) -> None:
         losses = json.loads(manifest.table(PART).schema.metadata[b"losses"])

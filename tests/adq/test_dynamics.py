@@ -1,13 +1,13 @@
-"""Dynamics: numbers by hand, epochs that count, a state to go on from, and a run that finds mislabelled images."""
+"""Dynamics: numbers by hand, a state to go on from, and a run that finds mislabelled images."""
 
 import numpy as np
 import pytest
 import torch
 
 from adq import dynamics as module
-from adq.dynamics import Dynamics, Recorder, short_run
+from adq.dynamics import Dynamics, Recorder, short_recipe, short_run
 from adq.training import Recipe, TensorImages, predict
-from tests.adq.test_training import CLASSES, TRANSFORM, network, same_weights, stateful_network, striped_images
+from tests.adq.test_training import CLASSES, TRANSFORM, network, striped_images
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05, augment="crop-flip")
 
@@ -21,8 +21,8 @@ def logits_of(right: list[bool], labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.eye(2)[predicted]).float() * np.log(3)
 
 
-def recorded(epochs: list[list[bool]], labels: np.ndarray, from_epoch: int | None = None) -> Dynamics:
-    recorder = Recorder(labels, from_epoch)
+def recorded(epochs: list[list[bool]], labels: np.ndarray) -> Dynamics:
+    recorder = Recorder(labels)
     for right in epochs:
         recorder.record([logits_of(right, labels)])
     return recorder.dynamics()
@@ -47,45 +47,27 @@ def test_forgetting_counts_right_to_wrong_and_never_right_is_the_most():
     np.testing.assert_array_equal(got.correct, epochs)
 
 
-def test_el2n_is_of_the_last_epoch_or_the_mean_from_one_on():
-    labels, epochs = np.array([0, 1]), [[True, False], [False, False], [True, True]]
-    right, wrong = np.sqrt(2) / 4, np.sqrt(2) * 3 / 4
-    np.testing.assert_allclose(recorded(epochs, labels).el2n, [right, right], rtol=1e-6)
-    np.testing.assert_allclose(recorded(epochs, labels, 1).el2n, [(wrong + right) / 2] * 2, rtol=1e-6)
-    np.testing.assert_allclose(
-        recorded(epochs, labels, 0).el2n, [(2 * right + wrong) / 3, (2 * wrong + right) / 3], rtol=1e-6
-    )
-    with pytest.raises(ValueError, match="none yet"):
-        recorded(epochs, labels, 3)
-
-
-def test_the_mean_of_several_runs():
+def test_el2n_is_of_the_last_epoch():
     labels = np.array([0, 1])
-    one, two = recorded([[True, False], [False, True]], labels), recorded([[True, True]], labels)
-    got = Dynamics.mean([one, two])
-    np.testing.assert_allclose(got.el2n, (one.el2n + two.el2n) / 2)
-    assert got.forgetting.tolist() == [0.5, 0.0]
-    assert got.correct.tolist() == [[True, False], [False, True], [True, True]]
-    with pytest.raises(ValueError, match="same images"):
-        Dynamics.mean([one, recorded([[True]], labels[:1])])
-    with pytest.raises(ValueError, match="same images"):
-        Dynamics.mean([])
+    right, wrong = np.sqrt(2) / 4, np.sqrt(2) * 3 / 4
+    np.testing.assert_allclose(recorded([[True, False], [False, True]], labels).el2n, [wrong, right], rtol=1e-6)
+    with pytest.raises(ValueError, match="no epoch is recorded yet"):
+        recorded([], labels)
 
 
-@pytest.mark.parametrize("from_epoch", [None, 1])
-def test_a_recorder_goes_on_from_its_state(from_epoch):
+def test_a_recorder_goes_on_from_its_state():
     labels = np.array([0, 1, 1])
     epochs = np.random.default_rng(0).random((5, 3)) < 0.5
-    want = recorded(epochs.tolist(), labels, from_epoch)
-    recorder = Recorder(labels, from_epoch)
+    want = recorded(epochs.tolist(), labels)
+    recorder = Recorder(labels)
     for right in epochs:
         state = {name: array.copy() for name, array in recorder.state().items()}
-        recorder = Recorder(labels, from_epoch, state)
+        recorder = Recorder(labels, state)
         recorder.record([logits_of(right.tolist(), labels)])
     for name in ("el2n", "forgetting", "confidence", "correct"):
         np.testing.assert_array_equal(getattr(recorder.dynamics(), name), getattr(want, name))
     with pytest.raises(ValueError, match="not of 2 images"):
-        Recorder(labels[:2], from_epoch, state)
+        Recorder(labels[:2], state)
 
 
 def test_an_epoch_has_a_row_for_every_image_and_finite_numbers():
@@ -101,9 +83,9 @@ def test_an_epoch_has_a_row_for_every_image_and_finite_numbers():
 
 def test_a_short_run_records_its_predictions(monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 32)
-    images, model, seen = striped_images(80), network(), []
-    got = short_run(images, model, RECIPE, TRANSFORM, 0, "cpu", on_step=lambda step, loss: seen.append(step))
-    assert seen == list(range(1, 10)) and got.correct.shape == (3, 80)
+    images, model = striped_images(80), network()
+    got = short_run(images, model, RECIPE, TRANSFORM, 0, "cpu")
+    assert got.correct.shape == (3, 80)
     logits = torch.cat([predict(model, images, np.arange(s, min(s + 32, 80)), TRANSFORM, "cpu") for s in (0, 32, 64)])
     want = Recorder(images.labels)
     want.record([logits])
@@ -112,30 +94,15 @@ def test_a_short_run_records_its_predictions(monkeypatch):
     np.testing.assert_array_equal(got.correct[-1], want.correct[0])
 
 
-@pytest.mark.parametrize("make", [network, stateful_network])
-def test_a_run_cut_off_goes_on_to_the_same_dynamics(make):
-    images, saved, whole = striped_images(70), [], make()
-    want = short_run(
-        images, whole, RECIPE, TRANSFORM, 4, "cpu", from_epoch=1,
-        save=lambda _, checkpoint, known: saved.append((checkpoint(), known)),
-    )  # fmt: skip
-    assert len(saved) == 3
-    for state in saved:
-        model = make(seed=9)
-        got = short_run(images, model, RECIPE, TRANSFORM, 4, "cpu", from_epoch=1, start=state)
-        assert same_weights(model, whole)
-        for name in ("el2n", "forgetting", "confidence", "correct"):
-            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
-    with pytest.raises(ValueError, match="3 epochs, the recorder 1"):
-        short_run(images, make(), RECIPE, TRANSFORM, 4, "cpu", from_epoch=1, start=(saved[2][0], saved[0][1]))
-
-
-def test_an_epoch_beyond_the_run_is_refused_before_training():
-    with pytest.raises(ValueError, match="from_epoch 3: expected 0 to 2"):
-        short_run(striped_images(8), network(), RECIPE, TRANSFORM, 0, "cpu", on_step=pytest.fail, from_epoch=3)
+def test_soft_labels_are_refused():
     soft = TensorImages(striped_images(8).images, np.full((8, 4), 0.25))
     with pytest.raises(ValueError, match="one class an image"):
-        short_run(soft, network(), RECIPE, TRANSFORM, 0, "cpu", on_step=pytest.fail)
+        short_run(soft, network(), RECIPE, TRANSFORM, 0, "cpu")
+
+
+def test_the_learning_rate_does_not_decay():
+    recipe = short_recipe("resnet18", 32)
+    assert recipe.epochs == module.EPOCHS and {recipe.lr_at(step, 1000) for step in (0, 500, 999)} == {0.1}
 
 
 def test_mislabelled_images_are_hard():

@@ -15,7 +15,7 @@ import multiprocessing
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,23 +30,16 @@ from adq.models import SMALL
 from adq.process import settle
 from adq.recipe import Recipe
 from adq.sampling import kept
+from adq.selection import needs
 from adq.training import TensorImages, correct, steps_per_epoch
 from ray_jobs import recipe_files
 from tests.bench.palettes_data import DATA
-from tests.bench.without_ray import OutOfTime, Seen, Split, choice, look, parsed, read_split, seen, trained
+from tests.bench.without_ray import OutOfTime, Seen, Split, choice, look, parsed, read_split, seen, trained, watch
 
 CHECKPOINT_SECONDS = 30
 PERMUTATION = ":permutation="  # in the name of a method; all of one importance share a row of the table
-NAMED = (
-    "side",
-    "shards",
-    "device",
-    "backbone",
-    "extractor_epochs",
-    "bins",
-    "feature_seed",
-    "extractors",
-)  # in settings
+# In a line's settings.
+NAMED = ("side", "shards", "device", "backbone", "extractor_epochs", "bins", "feature_seed", "extractors")
 
 
 class Work:
@@ -89,13 +82,21 @@ class Work:
 
     def seen(self, split: Split, seed: int) -> Seen:
         o = self.options
-        named = [self.digest(), o.side, o.backbone, o.extractor_epochs, o.bins, seed, self.where, o.threads]
-        path = self.folder / f"seen-{_digest(named)}.npz"
-        if not path.exists():
-            started = time.perf_counter()
-            _save(path, **look(split, o.backbone, o.extractor_epochs, o.bins, seed, o.device))
-            print(f"extractor {seed}: {time.perf_counter() - started:.0f} s", flush=True)
-        return seen(split, np.load(path))
+        same = [self.digest(), o.side, o.backbone, seed, self.where, o.threads]
+
+        def made(name: str, settings: list, make: Callable[[], dict[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+            path = self.folder / f"{name}-{_digest([*same, *settings])}.npz"
+            if not path.exists():
+                started = time.perf_counter()
+                _save(path, **make())
+                print(f"{name} {seed}: {time.perf_counter() - started:.0f} s", flush=True)
+            return np.load(path)
+
+        looks = partial(look, split, o.backbone, o.extractor_epochs, o.bins, seed, o.device)
+        looked = made("extractor", [o.extractor_epochs, o.bins], looks)
+        if not any("dynamics" in needs(parsed(method)[0]) for method in o.methods):
+            return seen(split, looked)
+        return seen(split, looked, made("watched", [], partial(watch, split, o.backbone, seed, o.device)))
 
 
 def _save(path: Path, **arrays: np.ndarray) -> None:

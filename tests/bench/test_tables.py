@@ -4,15 +4,17 @@ import json
 import subprocess
 import sys
 from argparse import Namespace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 
+from adq.dynamics import EPOCHS, Dynamics
 from adq.pool import Pool
 from adq.recipe import Recipe
 from adq.selection import choose
 from tests.bench import tables
-from tests.bench.without_ray import OutOfTime
+from tests.bench.without_ray import OutOfTime, read_split
 from tests.ray_jobs.conftest import real_samples, write_shard
 
 NETWORK = "convnet-d2-w8"
@@ -66,6 +68,18 @@ def test_lines_are_made_once_and_told(call, tmp_path, capsys):
     assert "| 10 % | adq:alpha=1 | 30 |" in told and NETWORK in told and "| 2 |" in told
 
 
+def test_methods_by_difficulty_read_one_short_training(call, tmp_path):
+    methods = ("el2n", "ccs:beta=0.2", "d2:neighbours=3")
+    found = call("--methods", *methods, "--seeds", "2", "--extractors", "1")
+    assert [line["method"] for line in found] == [*methods, *methods] and {line["images"] for line in found} == {30}
+    (watched,) = (tmp_path / "work").glob("watched-*")
+    split, learnt = read_split(sorted(tmp_path.glob("c-train-*")), 32), Dynamics(**np.load(watched))
+    assert learnt.correct.shape == (EPOCHS, 300)
+    hardest = choose(Pool(split.keys, split.images.labels, dynamics=learnt), "el2n", 0.1, 0).chosen
+    keys = "\n".join(key for key, kept in zip(split.keys, hardest, strict=True) if kept)
+    assert {line["selection"] for line in found if line["method"] == "el2n"} == {sha256(keys.encode()).hexdigest()}
+
+
 def test_few_seeds_bring_several_permutations():
     named = ["adq", "adq-permuted", "adq-permuted:alpha=1"]
     assert tables.with_permutations(named, 5) == named
@@ -81,7 +95,7 @@ def test_few_seeds_bring_several_permutations():
 def test_without_time_nothing_is_begun(call, tmp_path, capsys):
     assert call("--methods", "random", "--seeds", "1", "--seconds", "0.001", status=1) == []
     assert "out of time; the same command goes on" in capsys.readouterr().out
-    assert not list((tmp_path / "work").glob("seen-*"))
+    assert not list((tmp_path / "work").glob("extractor-*"))
     assert len(call("--methods", "random", "--seeds", "1", "--seconds", "600")) == 1
 
 
@@ -134,7 +148,7 @@ def test_a_training_that_fails_is_told_and_the_others_go_on(call, tmp_path, caps
         (("--side", "224"), "--side 224: expected 8 to 95; compare takes larger images"),
         (("--methods", "best"), "method 'best': expected one of adq, "),
         (("--methods", "random:alpha=0.5"), "method random has no setting 'alpha' here; known: balance"),
-        (("--methods", "el2n"), "method el2n watches a training: compare has it"),
+        (("--methods", "d2:beta=0.1"), "method d2 has no setting 'beta' here; known: neighbours, gamma_reverse"),
         (("--keep", "0"), "--keep 0.0: expected a share"),
     ],
 )

@@ -14,6 +14,7 @@ import torch
 
 from adq.coresets import METHODS
 from adq.diversity import Discriminator
+from adq.dynamics import Dynamics, short_recipe, short_run
 from adq.extractor import FeatureExtractor, input_transform
 from adq.features import View, features, load
 from adq.graphcut import graphcut_bins
@@ -22,14 +23,17 @@ from adq.models import build
 from adq.pool import Pool
 from adq.randomness import global_draws
 from adq.scores import Stored, bin_scores, discriminate, image_scores
-from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, Choice, choose, needs
+from adq.selection import ALL_METHODS, BY_BINS, BY_IMPORTANCE, Choice, choose
 from adq.training import Recipe, TensorImages, default_recipe, epoch_batches, steps_per_epoch, train
 from tests.bench.palettes_data import samples
 
 FEATURE_BATCH, BLOCK, DECODERS = 256, 4096, 8
 COLUMNS = ("embedding", "pooled", "view", "view_pooled", "texture")
 # Of methods, after a colon.
-SETTINGS = {"alpha": float, "allocation": str, "balance": str, "depth": float, "permutation": int}
+SETTINGS = {
+    "alpha": float, "allocation": str, "balance": str, "depth": float, "permutation": int,
+    "beta": float, "neighbours": int, "gamma_reverse": float,
+}  # fmt: skip
 
 
 class OutOfTime(Exception):
@@ -78,6 +82,12 @@ class Seen:
     importance: np.ndarray  # float64 [m]
 
 
+def fresh(arch: str, classes: int, side: int, seed: int, role: str) -> torch.nn.Module:
+    """A network with the weights that (seed, role, arch) draw."""
+    with global_draws(seed, "initial weights", *filter(None, [role]), arch):
+        return build(arch, classes, side)
+
+
 def trained(
     arch: str,
     classes: int,
@@ -91,8 +101,7 @@ def trained(
 ) -> torch.nn.Module:
     """A network from scratch, or from a checkpoint; its first weights are of (seed, role, arch). See `adq.training.train`."""
     side = data.images.shape[-1]
-    with global_draws(seed, "initial weights", *filter(None, [role]), arch):
-        model = build(arch, classes, side)
+    model = fresh(arch, classes, side, seed, role)
     batches, per_epoch = partial(epoch_batches, data, recipe, seed), steps_per_epoch(len(data), recipe.batch_size)
     train(model, batches, per_epoch, recipe, input_transform(arch, side), seed, device, start=start, save=save)
     return model
@@ -130,10 +139,19 @@ def look(split: Split, arch: str, epochs: int, bins: int, seed: int, device: str
     return {"embeddings": embeddings, "bins": number, "ranks": ranks} | {f"score_{k}": v for k, v in scores.items()}
 
 
-def seen(split: Split, looked: Mapping[str, np.ndarray]) -> Seen:
-    """What `look` found, as methods take it."""
+def watch(split: Split, arch: str, seed: int, device: str) -> dict[str, np.ndarray]:
+    """How the training images are learnt in a short training, for the methods that select by difficulty: `Dynamics` as arrays."""
+    data = split.images
+    side, classes = data.images.shape[-1], int(data.labels.max()) + 1
+    model = fresh(arch, classes, side, seed, "watched")
+    return vars(short_run(data, model, short_recipe(arch, side), input_transform(arch, side), seed, device))
+
+
+def seen(split: Split, looked: Mapping[str, np.ndarray], watched: Mapping[str, np.ndarray] | None = None) -> Seen:
+    """What `look` and `watch` found, as methods take it."""
     labels = np.asarray(split.images.labels, dtype=np.int64)
-    pool = Pool(split.keys, labels, looked["embeddings"], looked["bins"], looked["ranks"])
+    learnt = Dynamics(**watched) if watched else None
+    pool = Pool(split.keys, labels, looked["embeddings"], looked["bins"], looked["ranks"], learnt)
     return Seen(pool, looked["score_importance"])
 
 
@@ -151,13 +169,11 @@ def parsed(method: str) -> tuple[str, dict[str, object]]:
     """A method's name and settings, such as adq:alpha=1.
 
     Raises:
-        ValueError: an unknown name, one that watches a training (which `compare` does), or a setting that it does not read.
+        ValueError: an unknown name, or a setting that it does not read.
     """
     name, *given = method.split(":")
     if name not in ALL_METHODS:
         raise ValueError(f"method {name!r}: expected one of {', '.join(ALL_METHODS)}")
-    if "dynamics" in needs(name):
-        raise ValueError(f"method {name} watches a training: compare has it")
     reads = ("alpha", "allocation") if name in BY_IMPORTANCE else METHODS[name].settings
     reads += ("balance",) if name in (*BY_BINS, "random") else ()
     reads += ("permutation",) if name == "adq-permuted" else ()

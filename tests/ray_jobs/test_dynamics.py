@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adq.dynamics import short_run
+from adq.dynamics import short_recipe, short_run
 from ray_jobs import dynamics
 from ray_jobs.classifier import Classifier
 from ray_jobs.job import opened
@@ -38,7 +38,7 @@ def index(tmp_path_factory):
 
 @pytest.fixture
 def job(cluster, tmp_path, monkeypatch):
-    monkeypatch.setattr(dynamics, "EPOCHS", EPOCHS)
+    monkeypatch.setattr("adq.dynamics.EPOCHS", EPOCHS)
     with opened(Place(store=str(tmp_path / "store")), CPU, "test", ["test dynamics"]) as job:
         yield job
 
@@ -66,13 +66,8 @@ class Kept(Member):
 
 def plan_of(index, folder, how: str) -> dynamics.Plan:
     transform = dynamics.input_transform(ARCH, 32)
-    classifier = Classifier(ARCH, 3, 0, transform, replace(dynamics.recipe_of(ARCH, 32), epochs=EPOCHS), 0)
+    classifier = Classifier(ARCH, 3, 0, transform, replace(short_recipe(ARCH, 32), epochs=EPOCHS), 0)
     return dynamics.Plan(Stage(Store(str(folder)), "dynamics", 1, {}, {"how": how}), index, classifier, how)
-
-
-def test_the_learning_rate_does_not_decay():
-    recipe = dynamics.recipe_of("resnet18", 32)
-    assert recipe.epochs == dynamics.EPOCHS and {recipe.lr_at(step, 1000) for step in (0, 500, 999)} == {0.1}
 
 
 def table_of(plan: dynamics.Plan):
