@@ -1,18 +1,22 @@
 """The runs behind results/claims.md as lines of JSON, and their table and figure.
 
     python -m tests.bench.claims --lines tests/bench/results/claims.jsonl [--add NAME=FOLDER ...] [--figures FOLDER]
+    python -m tests.bench.claims --lines tests/bench/results/claims.jsonl --of NAME ... --above METHOD OTHER ...
 
-FOLDER is the --out of a `ray_jobs compare`; NAME says which data they are of. Without anything else, the tables are printed.
+FOLDER is the --out of a `ray_jobs compare`; NAME says which data they are of. Without anything else, the tables are printed; with
+--above, by how much a method is above others in the lines of some names, at each keep ratio and in the mean of all.
 """
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
 from adq.coresets import METHODS
 from adq.selection import ALL_METHODS, BY_IMPORTANCE
+from ray_jobs.accuracy import t_half_interval
 from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
 
@@ -68,6 +72,35 @@ def as_lines(found: list[Cell]) -> str:
     return "\n".join(rows)
 
 
+def above(lines: list[dict], method: str, other: str) -> str:
+    """By how many points of top-1 a method is above another, seed by seed, at each keep ratio and in the mean of all of them.
+
+    Raises:
+        ValueError: no seed has both at every keep ratio.
+    """
+    found: dict[tuple[str, float, int], list[float]] = {}
+    for line in lines:
+        found.setdefault((line["method"], line["keep"], line["seed"]), []).append(line["top1"])
+    top1 = {key: statistics.fmean(values) for key, values in found.items()}  # of several permutations in a seed, of all
+    shares = sorted({keep for name, keep, _ in top1 if name == method and keep < 1})
+    seeds = [
+        seed
+        for seed in sorted({seed for _, _, seed in top1})
+        if shares and all((name, keep, seed) in top1 for name in (method, other) for keep in shares)
+    ]
+    if not seeds:
+        raise ValueError(f"no seed has both {method} and {other} at every keep ratio")
+    rows = {keep: [top1[method, keep, seed] - top1[other, keep, seed] for seed in seeds] for keep in shares}
+    told = [f"{100 * keep:g} % {_of(rows[keep])}" for keep in shares]
+    if len(shares) > 1:
+        told.append(f"mean {_of([statistics.fmean(each) for each in zip(*rows.values(), strict=True)])}")
+    return f"{method} above {other}, {len(seeds)} seeds: {'; '.join(told)}"
+
+
+def _of(differences: list[float]) -> str:
+    return _points(statistics.fmean(differences), t_half_interval(differences))
+
+
 def _points(mean: float, half: float) -> str:
     return f"{100 * mean:+.1f}" + (f" ± {100 * half:.1f}" if half == half else "")
 
@@ -77,12 +110,20 @@ def main() -> None:
     parser.add_argument("--lines", type=Path, required=True)
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--figures", type=Path)
+    parser.add_argument("--of", nargs="+", default=[], metavar="NAME", help="for --above: the lines of these")
+    parser.add_argument(
+        "--above", nargs="+", default=[], metavar="METHOD", help="a method, and those it is held against"
+    )
     wanted = parser.parse_args()
     found = [json.loads(line) for line in wanted.lines.read_text().splitlines()] if wanted.lines.exists() else []
     added = [
         line for name, folder in (entry.split("=", 1) for entry in wanted.add) for line in lines_of(name, Path(folder))
     ]
     found = replaced(found, added)
+    if wanted.above:
+        mine = [line for line in found if line["data"] in wanted.of]
+        print("\n".join(above(mine, wanted.above[0], other) for other in wanted.above[1:]))
+        return
     wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
     for name in dict.fromkeys(line["data"] for line in found):
         done = [outcome(line) for line in found if line["data"] == name]

@@ -91,3 +91,22 @@ def test_lines_that_are_measured_again_take_the_place_of_the_old():
     again = [line | {"selection": name, "top1": 0.2} for name in ("a", "b")]
     assert claims.replaced([line, other], [*again, again[0]]) == [other, *again]
     assert claims.replaced([other, *again], []) == [other, *again]
+
+
+def test_a_method_is_above_another_seed_by_seed():
+    reached = {("a", 0.1): (0.5, 0.6), ("b", 0.1): (0.4, 0.4), ("a", 0.2): (0.7, 0.7), ("b", 0.2): (0.6, 0.8)}
+    lines = [
+        {"method": method, "keep": keep, "seed": seed, "top1": top1}
+        for (method, keep), several in reached.items()
+        for seed, top1 in enumerate(several)
+    ]
+    lines += [
+        {"method": "b", "keep": 0.2, "seed": 1, "top1": 0.6},
+        {"method": "a", "keep": 0.1, "seed": 2, "top1": 0.9},
+    ]
+    # Seed by seed 10 and 20 points at 10 %; 10 and 0 at 20 %, where b has two lines in a seed; their means 10 and 10.
+    assert claims.above(lines, "a", "b") == (
+        "a above b, 2 seeds: 10 % +15.0 ± 63.5; 20 % +5.0 ± 63.5; mean +10.0 ± 0.0"
+    )
+    with pytest.raises(ValueError, match="no seed has both a and c"):
+        claims.above(lines, "a", "c")
