@@ -19,6 +19,7 @@ from adq.selection import ALL_METHODS, BY_IMPORTANCE
 from ray_jobs.accuracy import t_half_interval
 from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
+from ray_jobs.progress import counted
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
 SAME = ("data", "arch", "method", "keep", "seed")
@@ -76,29 +77,27 @@ def above(lines: list[dict], method: str, other: str) -> str:
     """By how many points of top-1 a method is above another, seed by seed, at each keep ratio and in the mean of all of them.
 
     Raises:
-        ValueError: no seed has both at every keep ratio.
+        ValueError: no seed has both at any keep ratio.
     """
     found: dict[tuple[str, float, int], list[float]] = {}
     for line in lines:
         found.setdefault((line["method"], line["keep"], line["seed"]), []).append(line["top1"])
     top1 = {key: statistics.fmean(values) for key, values in found.items()}  # of several permutations in a seed, of all
-    shares = sorted({keep for name, keep, _ in top1 if name == method and keep < 1})
-    seeds = [
-        seed
-        for seed in sorted({seed for _, _, seed in top1})
-        if shares and all((name, keep, seed) in top1 for name in (method, other) for keep in shares)
-    ]
-    if not seeds:
-        raise ValueError(f"no seed has both {method} and {other} at every keep ratio")
-    rows = {keep: [top1[method, keep, seed] - top1[other, keep, seed] for seed in seeds] for keep in shares}
-    told = [f"{100 * keep:g} % {_of(rows[keep])}" for keep in shares]
-    if len(shares) > 1:
-        told.append(f"mean {_of([statistics.fmean(each) for each in zip(*rows.values(), strict=True)])}")
-    return f"{method} above {other}, {len(seeds)} seeds: {'; '.join(told)}"
+    rows: dict[float, dict[int, float]] = {}
+    for name, keep, seed in sorted(top1):
+        if name == method and keep < 1 and (other, keep, seed) in top1:
+            rows.setdefault(keep, {})[seed] = top1[name, keep, seed] - top1[other, keep, seed]
+    if not rows:
+        raise ValueError(f"no seed has both {method} and {other}")
+    told = [f"{100 * keep:g} % {_of(mine)}" for keep, mine in rows.items()]
+    if seeds := set.intersection(*map(set, rows.values())):
+        told.append(f"mean {_of({seed: statistics.fmean(mine[seed] for mine in rows.values()) for seed in seeds})}")
+    return f"{method} above {other}: {'; '.join(told)}"
 
 
-def _of(differences: list[float]) -> str:
-    return _points(statistics.fmean(differences), t_half_interval(differences))
+def _of(differences: dict[int, float]) -> str:
+    values = list(differences.values())
+    return f"{_points(statistics.fmean(values), t_half_interval(values))} ({counted(len(values), 'seed')})"
 
 
 def _points(mean: float, half: float) -> str:
@@ -122,7 +121,10 @@ def main() -> None:
     found = replaced(found, added)
     if wanted.above:
         mine = [line for line in found if line["data"] in wanted.of]
-        print("\n".join(above(mine, wanted.above[0], other) for other in wanted.above[1:]))
+        try:
+            print("\n".join(above(mine, wanted.above[0], other) for other in wanted.above[1:]))
+        except ValueError as error:
+            parser.error(f"--of {' '.join(wanted.of) or '(nothing)'}: {error}")
         return
     wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
     for name in dict.fromkeys(line["data"] for line in found):

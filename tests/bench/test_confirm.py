@@ -106,7 +106,7 @@ def test_a_method_is_above_another_seed_by_seed():
     ]
     # Seed by seed 10 and 20 points at 10 %; 10 and 0 at 20 %, where b has two lines in a seed; their means 10 and 10.
     assert claims.above(lines, "a", "b") == (
-        "a above b, 2 seeds: 10 % +15.0 ± 63.5; 20 % +5.0 ± 63.5; mean +10.0 ± 0.0"
+        "a above b: 10 % +15.0 ± 63.5 (2 seeds); 20 % +5.0 ± 63.5 (2 seeds); mean +10.0 ± 0.0 (2 seeds)"
     )
     with pytest.raises(ValueError, match="no seed has both a and c"):
         claims.above(lines, "a", "c")
