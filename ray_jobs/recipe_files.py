@@ -3,6 +3,9 @@
 Top-level fields are those of `adq.recipe.Recipe`, for every network; a table overrides them for the network of its name, and
 for all whose names begin with it: [convnet] is for convnet-d3-w32, [vit] for vit_b_16. Of several such tables the one with the
 longest name counts, alone.
+
+`base` names another recipe (one of ours, or a path beside this file) whose fields hold where a file is silent, table by table. How
+long to train is said whole: a file or a table that says epochs or steps drops what its base, and a file what its base's tables, say of it.
 """
 
 import tomllib
@@ -14,6 +17,7 @@ from adq.models import CONVNET, NARROW_RESNET, OWN, torchvision_names
 from adq.recipe import Recipe
 
 FOLDER = Path(__file__).with_name("recipes")
+LENGTH = {"epochs", "steps"}
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
@@ -37,10 +41,8 @@ class RecipeFile:
 
     def _with(self, table: str | None) -> Recipe:
         own = {} if table is None else self.tables[table]
-        # A table that says how long to train says it whole.
-        left = {"epochs", "steps"} if {"epochs", "steps"} & own.keys() else set()
         try:
-            return Recipe(**{name: value for name, value in self.shared.items() if name not in left} | own)
+            return Recipe(**_yielding(self.shared, own) | own)
         except ValueError as error:
             raise ValueError(f"{_place(self.path, table)}: {error}") from error
 
@@ -54,14 +56,26 @@ def read(name: str) -> RecipeFile:
     Raises:
         ValueError: names the file, and the table and field that are unknown or not what they should be.
     """
+    return _read(name, Path(), "--recipe ", ())
+
+
+def _read(name: str, folder: Path, asked: str, above: tuple[Path, ...]) -> RecipeFile:
+    # `asked` begins an error about the name; `above` are the files whose base this one is, directly or not.
     is_path = name.endswith(".toml") or "/" in name
-    path = Path(name) if is_path else FOLDER / f"{name}.toml"
+    path = folder / name if is_path else FOLDER / f"{name}.toml"
     if not is_path and name not in names():
-        raise ValueError(f"--recipe {name}: expected a TOML file, or one of {', '.join(names())}")
+        raise ValueError(f"{asked}{name}: expected a TOML file, or one of {', '.join(names())}")
+    if path.resolve() in above:
+        raise ValueError(f"{asked}{name}: a recipe cannot be based on itself")
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"--recipe {name}: {error}") from error
+        raise ValueError(f"{asked}{name}: {error}") from error
+    base = RecipeFile(path, {}, {})
+    if "base" in values:
+        if not isinstance(named := values.pop("base"), str):
+            raise ValueError(f"{path}: base: expected {KINDS[str]}, not {named!r}")
+        base = _read(named, path.parent, f"{path}: base: ", (*above, path.resolve()))
     tables = {key: value for key, value in values.items() if isinstance(value, dict)}
     shared = _checked(path, None, {key: value for key, value in values.items() if key not in tables})
     for table in tables:
@@ -69,8 +83,12 @@ def read(name: str) -> RecipeFile:
             raise ValueError(
                 f"{path}: [{table}]: no network's name begins so; known: {', '.join(OWN)}, or torchvision's"
             )
-    file = RecipeFile(path, shared, {table: _checked(path, table, settings) for table, settings in tables.items()})
-    for table in (None, *tables):
+    merged = {table: _yielding(settings, shared) for table, settings in base.tables.items()}
+    for table in tables:
+        own = _checked(path, table, tables[table])
+        merged[table] = _yielding(merged.get(table, {}), own) | own
+    file = RecipeFile(path, _yielding(base.shared, shared) | shared, merged)
+    for table in (None, *merged):
         file._with(table)
     return file
 
@@ -89,6 +107,11 @@ def _checked(path: Path, table: str | None, settings: dict) -> dict:
             raise ValueError(f"{_place(path, table)}: {name}: expected {KINDS[kind]}, not {value!r}")
         checked[name] = value
     return checked
+
+
+def _yielding(settings: dict, above: dict) -> dict:
+    # `settings` without how long to train, where what goes before them says it.
+    return {name: value for name, value in settings.items() if not (name in LENGTH and LENGTH & above.keys())}
 
 
 def _place(path: Path, table: str | None) -> str:

@@ -19,8 +19,8 @@ from tests.ray_jobs.conftest import real_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = (
-    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "distilled", "imagenet", "imagenet-plain", "imagenet-steps",
-    "imagenette-cpu", "tiny-imagenet",
+    "cifar10", "cifar10-cpu", "cifar10-steps", "cifar100", "cifar100-steps", "distilled", "imagenet", "imagenet-plain",
+    "imagenet-steps", "imagenette-cpu", "tiny-imagenet", "tiny-imagenet-steps",
 )  # fmt: skip
 
 
@@ -61,10 +61,11 @@ def test_cifar10_is_the_recipe_of_the_paper_and_our_default():
 
 
 def test_fixed_steps_are_the_epochs_of_the_whole_set():
-    for arch in OWN:
-        recipe = recipe_files.read("cifar10").recipe(arch)
-        total = recipe.total_steps(steps_per_epoch(50_000, recipe.batch_size))
-        assert recipe_files.read("cifar10-steps").recipe(arch) == replace(recipe, epochs=None, steps=total)
+    for name, images in (("cifar10", 50_000), ("cifar100", 50_000), ("tiny-imagenet", 100_000)):
+        for arch in OWN:
+            recipe = recipe_files.read(name).recipe(arch)
+            total = recipe.total_steps(steps_per_epoch(images, recipe.batch_size))
+            assert recipe_files.read(f"{name}-steps").recipe(arch) == replace(recipe, epochs=None, steps=total)
     modern = recipe_files.read("imagenet-steps").recipe("resnet50")
     assert modern.steps == 100 * steps_per_epoch(1_281_167, modern.batch_size)
 
@@ -98,6 +99,32 @@ def test_a_table_is_for_the_networks_whose_names_begin_with_its_own(tmp_path):
     assert file.recipe("vit_b_16") == file.recipe("vit") == Recipe(epochs=3, lr=1.0, optimizer="adamw")
 
 
+def test_a_recipe_takes_from_its_base_what_it_does_not_say(tmp_path):
+    (tmp_path / "theirs.toml").write_text(
+        """
+        base = "imagenet"
+        lr = 0.2
+        [swin]
+        clip_norm = 1.0
+        [resnet18]
+        epochs = 7
+        """
+    )
+    ours, theirs = recipe_files.read("imagenet"), recipe_files.read(str(tmp_path / "theirs.toml"))
+    assert theirs.recipe("resnet50") == replace(ours.recipe("resnet50"), lr=0.2)
+    assert theirs.recipe("swin") == replace(ours.recipe("swin"), clip_norm=1.0), (
+        "a table goes before the base's, field by field"
+    )
+    assert theirs.recipe("vit") == ours.recipe("vit") and theirs.recipe("vit").epochs == 300
+    assert theirs.recipe("resnet18") == replace(theirs.recipe("resnet50"), epochs=7)
+    mine = recipe_files.read(written(tmp_path, 'base = "./theirs.toml"\nsteps = 9\n[convnet-d4]\nepochs = 2'))
+    for arch in OWN:
+        length = {"epochs": 2, "steps": None} if arch == "convnet-d4" else {"epochs": None, "steps": 9}
+        assert mine.recipe(arch) == replace(
+            theirs.recipe(arch) if arch != "convnet-d4" else theirs.recipe("resnet50"), **length
+        )
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -111,6 +138,11 @@ def test_a_table_is_for_the_networks_whose_names_begin_with_its_own(tmp_path):
         ("epochs = 3\n[swin]\noptimizer = 'lamb'", r"mine\.toml: \[swin\]: optimizer is one of sgd, adamw, not 'lamb'"),
         ("lr = 0.1", r"mine\.toml: set epochs or steps, one of them"),
         ("epochs = = 3", r"mine\.toml: .*line 1"),
+        ("base = 3", r"mine\.toml: base: expected a text, not 3"),
+        ("base = 'cifar11'", r"mine\.toml: base: cifar11: expected a TOML file, or one of cifar10"),
+        ("base = './mine.toml'", r"mine\.toml: base: \./mine\.toml: a recipe cannot be based on itself"),
+        ("base = 'gone.toml'", r"mine\.toml: base: gone\.toml: .*No such file"),
+        ("base = 'cifar10'\nlr = -1", r"mine\.toml: need lr > 0"),
     ],
 )
 def test_a_mistake_names_the_file_and_the_field(tmp_path, text, told):
