@@ -4,8 +4,8 @@ Top-level fields are those of `adq.recipe.Recipe`, for every network; a table ov
 for all whose names begin with it: [convnet] is for convnet-d3-w32, [vit] for vit_b_16. Of several such tables the one with the
 longest name counts, alone.
 
-`base` names another recipe (one of ours, or a path beside this file) whose fields hold where a file is silent, table by table. How
-long to train is said whole: a file or a table that says epochs or steps drops what its base, and a file what its base's tables, say of it.
+`base` names another recipe, one of ours or a path beside this file: its fields hold where the file is silent, table by table. How
+long to train is said whole: where a file or a table says epochs or steps, nothing below it counts, of the base's tables neither.
 """
 
 import tomllib
