@@ -67,6 +67,14 @@ def as_text(found: list[Accuracy]) -> str:
     return markdown(lines, left=2)
 
 
+def per_cent(share: float, half: float = math.nan, sign: bool = False) -> str:
+    """A share, or a difference of shares with its `sign`, in per cent, and half of its interval; empty where the share is NaN."""
+    if math.isnan(share):
+        return ""
+    told = round(100 * share, 1) + 0.0  # no -0.0
+    return f"{told:{'+' if sign else ''}.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+
+
 def markdown(lines: Sequence[Sequence[str]], left: int) -> str:
     """A Markdown table whose columns are as wide as their widest cell.
 

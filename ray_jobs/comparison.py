@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from adq.controls import PERMUTATIONS
-from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
+from ray_jobs.accuracy import as_bytes, markdown, per_cent, t_half_interval
 from ray_jobs.store import Store, parquet_bytes
 
 if TYPE_CHECKING:  # what only the driver needs
@@ -138,12 +138,12 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
     """
     lines = [HEADINGS]
     for number, cell in enumerate(found, 1):
-        top1 = f"{100 * cell.mean:.1f}" + _plus_minus(cell.half_interval)
+        top1 = per_cent(cell.mean, cell.half_interval)
         if links:
             top1 = f"[{top1}][{number}]"
         lines.append((
             cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload),
-            as_bytes(cell.tars), top1, _difference(cell.over_random), _difference(cell.over_dq),
+            as_bytes(cell.tars), top1, per_cent(*cell.over_random, sign=True), per_cent(*cell.over_dq, sign=True),
             f"{100 * cell.moved:.1f} %" if cell.moved else "",
             f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "",
             count_of(cell.seeds, cell.selections),
@@ -210,14 +210,6 @@ def trained_again(found: Sequence[Cell]) -> str:
     return "n of k sets: n trainings of k different selections, whose interval says little of the selections of other extractors."
 
 
-def _plus_minus(half: float) -> str:
-    return "" if math.isnan(half) else f" ± {100 * half:.1f}"
-
-
-def _difference(value: tuple[float, float]) -> str:
-    return "" if math.isnan(value[0]) else f"{100 * value[0]:+.1f}{_plus_minus(value[1])}"
-
-
 def runs_table(done: Sequence[Outcome], keys: Sequence[str]) -> pa.Table:
     """A row a training. `correct` holds a bit a test image, in the order of the metadata's test_keys, first bit highest."""
     columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(Outcome) if f.name != "correct"}
@@ -240,8 +232,15 @@ def report(
         more: lines below it, which are printed alone.
     """
     from ray_jobs.comparison_figures import accuracy_over_keep
+    from ray_jobs.ranking import over_all
 
-    notes = differences_elsewhere(found), of_other_sizes(found), trained_again(found), few_permutations(found)
+    notes = (
+        differences_elsewhere(found),
+        of_other_sizes(found),
+        trained_again(found),
+        few_permutations(found),
+        over_all(done),
+    )
     table, linked = ("\n\n".join(filter(None, (as_table(found, to), *notes))) for to in (None, links))
     store.write("runs.parquet", parquet_bytes(runs_table(done, test.table()["key"].to_pylist())))
     linked += f"\n\n{job.tracker.ui_command()}\n"

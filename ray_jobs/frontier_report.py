@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from adq.controls import is_control
-from ray_jobs.accuracy import as_bytes, markdown, t_half_interval
+from ray_jobs.accuracy import as_bytes, markdown, per_cent, t_half_interval
 from ray_jobs.budget import as_budget
 from ray_jobs.comparison import by_seed, count_of
 from ray_jobs.frontier_rule import RULE, rule_bytes
@@ -140,8 +140,8 @@ def as_table(found: Sequence[Point]) -> str:
         gap, half = point.below
         lines.append((
             point.arch, as_budget(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload), as_bytes(point.tars),
-            f"{100 * point.mean:.1f}{_plus_minus(point.half_interval)}",
-            "best" if first else f"{100 * gap:.1f}{_plus_minus(half)}",
+            per_cent(point.mean, point.half_interval),
+            "best" if first else per_cent(gap, half),
             f"{100 * point.moved:.1f} %" if point.moved else "", count_of(point.seeds, point.selections),
         ))  # fmt: skip
     if not any(point.moved for point in found):
@@ -162,16 +162,12 @@ def sentences(found: Sequence[Point]) -> list[str]:
             ]  # also without an interval
             above = [point.name for point in others if -point.below[0] > point.below[1]]
             text = (
-                f"{arch}, {as_budget(budget)}: {leader.name}, {leader.images:,} images, {100 * leader.mean:.1f} %"
-                f"{_plus_minus(leader.half_interval)}"
+                f"{arch}, {as_budget(budget)}: {leader.name}, {leader.images:,} images, "
+                f"{per_cent(leader.mean, leader.half_interval)} %"
             )
             text += f"; above it, and only a control: {', '.join(above)}" if above else ""
             told.append(text + (f"; not to be told from it: {', '.join(equal)}" if equal else ""))
     return told
-
-
-def _plus_minus(half: float) -> str:
-    return "" if math.isnan(half) else f" ± {100 * half:.1f}"
 
 
 def runs_table(done: Sequence[Spent], keys: Sequence[str]) -> pa.Table:

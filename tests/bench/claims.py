@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 
 from adq.coresets import METHODS
 from adq.selection import ALL_METHODS, BY_IMPORTANCE
-from ray_jobs.accuracy import t_half_interval
+from ray_jobs.accuracy import per_cent, t_half_interval
 from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.progress import counted
+from ray_jobs.ranking import over_all
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
 SAME = ("data", "arch", "method", "keep", "seed")
@@ -61,12 +62,12 @@ def as_lines(found: list[Cell]) -> str:
     rows = ["| keep | method | images | top-1, % | over random | over DQ | moved | seeds |"]
     rows.append("|--:|---|--:|--:|--:|--:|--:|--:|")
     for cell in found:
-        over = [_points(*pair) if pair[0] == pair[0] else "" for pair in (cell.over_random, cell.over_dq)]
+        over = [per_cent(*pair, sign=True) for pair in (cell.over_random, cell.over_dq)]
         cells_of = [
             f"{100 * cell.keep:.3g} %",
             cell.method,
             f"{cell.images:,}",
-            _points(cell.mean, cell.half_interval).lstrip("+"),
+            per_cent(cell.mean, cell.half_interval),
         ]
         moved = f"{cell.moved:.1%}" if cell.method.startswith("adq") else ""
         rows.append(f"| {' | '.join([*cells_of, *over, moved, count_of(cell.seeds, cell.selections)])} |")
@@ -97,11 +98,7 @@ def above(lines: list[dict], method: str, other: str) -> str:
 
 def _of(differences: dict[int, float]) -> str:
     values = list(differences.values())
-    return f"{_points(statistics.fmean(values), t_half_interval(values))} ({counted(len(values), 'seed')})"
-
-
-def _points(mean: float, half: float) -> str:
-    return f"{100 * mean:+.1f}" + (f" ± {100 * half:.1f}" if half == half else "")
+    return f"{per_cent(statistics.fmean(values), t_half_interval(values), sign=True)} ({counted(len(values), 'seed')})"
 
 
 def main() -> None:
@@ -129,7 +126,7 @@ def main() -> None:
     wanted.lines.write_text("".join(json.dumps(line) + "\n" for line in found))
     for name in dict.fromkeys(line["data"] for line in found):
         done = [outcome(line) for line in found if line["data"] == name]
-        print(f"{name}\n\n{as_lines(cells(done))}\n")
+        print("\n\n".join(filter(None, (name, as_lines(cells(done)), over_all(done)))) + "\n")
         if wanted.figures:
             wanted.figures.mkdir(parents=True, exist_ok=True)
             for arch in dict.fromkeys(one.arch for one in done):

@@ -44,7 +44,7 @@ def test_the_table_and_the_sentences_name_the_best_and_what_cannot_be_told_from_
     found = points(runs())
     table = as_table(found).splitlines()
     assert [line.split("|")[8].strip() for line in table[2:]][0::3] == ["best", "best"]
-    assert sentences(found)[0].startswith("convnet-d3, 100 kB: random as webp:20, 10 images, 42.0 %")
+    assert sentences(found)[0].startswith("convnet-d3, 100 kB: random as webp:20, 10 images, 42.0 ± ")
     assert sentences(found)[0].endswith("not to be told from it: dq as webp:20")
     assert "not to be told" not in sentences(found)[1]
 
