@@ -37,9 +37,12 @@ JOBS = {
         "pack": "One compact file, of the bytes that are reported as payload.",
         "unpack": "Such a file as shards again.",
     },
-    ("Selections of others, and a demonstration", "exchange"): {
+    ("Selections of others", "exchange"): {
         "export": "A selection as keys, as indices, as a file list, as DQ's .npy.",
         "import": "Anyone's selection as shards.",
+    },
+    ("Look around", "look"): {
+        "status": "What lies in a store: stages, finished or not, and their bytes.",
         "demo": "The whole pipeline on an embedded data set.",
     },
 }

@@ -1,4 +1,4 @@
-"""Jobs that give selections to other tools and take theirs, and the demonstration."""
+"""Jobs that give selections to other tools and take theirs."""
 
 import click
 
@@ -30,13 +30,3 @@ def export_selection(exchange, data, compute, place, selection, choice, to):
 def import_selection(exchange, data, compute, place, from_path, out):
     """Write the images of anyone's selection as shards, which `evaluate --train` scores like any other."""
     run_import(from_path, out, exchange, data, compute, place)
-
-
-@command()
-@click.option("--folder", default="./demo", show_default=True, metavar="FOLDER", help="Where the demonstration works.")
-@click.option("--seeds", default=3, show_default=True, help="Trainings of each set.")
-def demo(folder, seeds):
-    """The whole pipeline on an embedded data set: compress it, distil it, compare methods and their controls, print a table."""
-    from ray_jobs.demo import run
-
-    run(folder, seeds)
