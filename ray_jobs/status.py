@@ -22,7 +22,7 @@ MLFLOW, OTHER = "MLflow", "other files"
 class Folder:
     """One stage as far as a listing tells."""
 
-    stage: bool = False  # otherwise shards, which a stage hangs on
+    shards: bool = False  # of which a stage knows, and no stage
     finished: bool = False
     markers: int = 0  # of committed parts
     bytes: int = 0
@@ -53,7 +53,7 @@ def contents(store: Store) -> Contents:
         names = info.path[len(inside) :].strip("/").split("/")
         if len(names) > 2 and FOLDER.fullmatch(names[1]):
             folder = found.folders.setdefault(names[0], {}).setdefault(names[1], Folder())
-            folder.stage |= names[2] in ("manifest.json", "run.json", "parts", "train")
+            folder.shards |= names[2] == ".tessera" or names[2].endswith(".tar")
             folder.finished |= names[2:] == ["manifest.json"]
             folder.markers += len(names) == 4 and names[2] == "parts" and names[3].endswith(".json")
         else:
@@ -67,7 +67,7 @@ def as_text(store: Store, found: Contents, now: float) -> str:
     """A Markdown table that also reads well on a terminal, the largest first, and the folders of unfinished stages below it."""
     rows = []
     for name, folders in found.folders.items():
-        stages = [folder for folder in folders.values() if folder.stage]
+        stages = [folder for folder in folders.values() if not folder.shards]
         done = sum(folder.finished for folder in stages)
         counts = [done, len(stages) - done, _sum(stages, "markers")]
         rows.append((name, *(f"{count:,}" if count else "" for count in counts), folders.values()))
@@ -82,7 +82,7 @@ def as_text(store: Store, found: Contents, now: float) -> str:
         (folder.written, f"{name}/{digest}", folder)
         for name, folders in found.folders.items()
         for digest, folder in folders.items()
-        if folder.stage and not folder.finished
+        if not (folder.shards or folder.finished)
     ]
     if not unfinished:
         return text

@@ -22,6 +22,7 @@ def filled(store: Store) -> tuple[Stage, Stage]:
     done, begun = Stage(store, "extract", 1, {"index": "a"}), Stage(store, "extract", 1, {"index": "b"})
     done.finish([done.commit(name, b"x" * 1000, 10, "bin") for name in ("a/0", "a/1")], {})
     begun.commit("a/0", b"x" * 5000, 10, "bin")
+    store.write("bins/fedcba9876543210/picks.npy", b"x" * 9)  # of a GraphCut that was cut off
     store.write(f"{begun.folder}/parts/late-0123.bin", b"x" * 70)  # without its marker
     store.write("encoded/0123456789abcdef/train-000000.tar", b"x" * 400_000)
     store.write("encoded/0123456789abcdef/.tessera/encoded/train-000000.tar.parquet", b"x")
@@ -34,26 +35,21 @@ def filled(store: Store) -> tuple[Stage, Stage]:
 def test_a_store_tells_its_stages_and_their_bytes(store):
     _, begun = filled(store)
     found = contents(store)
-    assert {name: len(folders) for name, folders in found.folders.items()} == {"extract": 2, "encoded": 1}
+    assert {name: len(folders) for name, folders in found.folders.items()} == {"extract": 2, "encoded": 1, "bins": 1}
     unfinished = found.folders["extract"][begun.digest[:16]]
     assert (unfinished.finished, unfinished.markers) == (False, 1)
     marker = store.size(f"{begun.folder}/parts/a%2F0.json")
     assert unfinished.bytes == 5000 + 70 + marker
     text = as_text(store, found, time.time() + 120)
-    rows = {
-        cells[0]: cells[1:5]
-        for line in text.splitlines()
-        if line[:1] == "|"
-        for cells in [[c.strip() for c in line.split("|")[1:-1]]]
-    }
-    assert list(rows)[2:] == ["encoded", "extract", "MLflow", "other files", "all"], "the largest first"
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    rows = {name: told[:4] for name, *told in table[2:]}
+    assert list(rows) == ["encoded", "extract", "MLflow", "bins", "other files", "all"], "the largest first"
     assert rows["encoded"] == ["", "", "", "0.40 MB"] and rows["MLflow"][-1] == "0.1 kB"
     assert rows["extract"][:3] == ["1", "1", "3"]
-    assert text.startswith(f"{store.root}\n") and text.splitlines()[-1].startswith(
-        f"{begun.folder}  1 part committed, last written 2 min "
-    )
+    assert text.startswith(f"{store.root}\n") and "bins/fedcba9876543210  0 parts committed" in text
+    assert f"{begun.folder}  1 part committed, last written 2 min " in text
     begun.finish(list(begun.committed().values()), {})
-    assert "Unfinished" not in as_text(store, contents(store), time.time())
+    assert begun.folder not in as_text(store, contents(store), time.time())
 
 
 def test_of_many_unfinished_stages_the_latest_are_named(tmp_path):
