@@ -10,6 +10,7 @@ from palette.encodings import ORIGINAL
 from ray_jobs import bins, decode, dynamics, encode, extract, ingest, saliency, sample, score, weights, write
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.encode import Storage
+from ray_jobs.feature_cost import Looked, estimate
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.members import check_names
@@ -127,14 +128,20 @@ def _written(
     }
 
 
-def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:
-    """A command: connect, run the pipeline up to a stage, say what came out."""
+def run(
+    wanted: Compression, compute: Compute, place: Place, last: str = "write", only_estimate: bool = False
+) -> Mapping[str, Manifest]:
+    """A command: connect, run the pipeline up to a stage, say what came out; or read the shards, and say what it will cost."""
     check_paths(weights=_file_of(wanted.backbone.weights))
     selection = wanted.selection
     name = f"{selection.method} keep {selection.keep:g}" if last == "write" else last
     with opened(place, compute, name, ["compress", last, wanted.identity()]) as job:
         options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection) | asdict(wanted.storage)
         job.run.params({k: v for k, v in options.items() if v is not None} | {"batch_size": compute.batch_size})
+        if only_estimate:
+            index = ingest.run(job, wanted.data)
+            print(estimate(Looked(job, index, wanted.backbone, [selection.method])), flush=True)
+            return {"ingest": index.manifest}
         done = stages(job, wanted, last)
         if last == "write":
             _report(job, done, wanted)

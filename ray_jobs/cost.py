@@ -1,35 +1,22 @@
-"""What a comparison will cost, said before it is spent. Rates are measured: each network trains on noise for a second, and the
-first images are decoded."""
+"""What a comparison will cost, said before it is spent. Rates are measured: each network trains on noise for a second."""
 
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
-from adq.dynamics import EPOCHS
-from adq.extractor import InputTransform, input_transform
-from adq.features import load
-from adq.images import UndecodableImage
+from adq.extractor import input_transform
 from adq.models import SMALL
 from adq.sampling import kept
-from adq.selection import needs
-from adq.training import default_recipe
-from ray_jobs.actors import pool_size
 from ray_jobs.classifier import Classifier, input_side
-from ray_jobs.decode import encoded_images
 from ray_jobs.evaluate import Evaluation, Wanted, held
+from ray_jobs.feature_cost import LATER, Looked, at_once, decoders, passes, seconds_to_decode, told
 from ray_jobs.grid import Grid
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job
 from ray_jobs.loading import how_to_hold, some_rows
-from ray_jobs.options import Compute
-from ray_jobs.packing import RATE_SECONDS, Asked, Rate, placed, rates
+from ray_jobs.packing import Asked, Rate, placed, rates
 from ray_jobs.progress import clock, counted
-from ray_jobs.seen import extracts, trained_epochs
 from ray_jobs.trainings import Plan, Training, images_of
-
-FIRST = 64  # images of a set on which decoding is measured, at most
 
 
 def gpus_each(wanted: float, side: int) -> float:
@@ -66,12 +53,7 @@ class Piece:
     def seconds(self, rate: Rate, decoding: float) -> float:
         """Of the training. Images of a set that is held whole are decoded once for all, which is not counted here."""
         opening = self.images * decoding if self.alone and self.how == "decoded" else 0.0
-        return opening + _passes(self.seen, rate.trained, self.how, decoding)
-
-
-def _passes(count: int, rate: float, how: str, decoding: float) -> float:
-    """Seconds for images to pass a network: those that are not held decoded are decoded each time, while it works."""
-    return max(count / rate, 0.0 if how == "decoded" else count * decoding)
+        return opening + passes(self.seen, rate.trained, self.how, decoding)
 
 
 def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[Wanted]) -> str:
@@ -91,15 +73,8 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
     ]
     asked = [Asked(classifier, options.workers) for classifier in classifiers]
     methods = {variant.selection.method for variant in variants}
-    features = any(extracts(method, grid.backbone) for method in methods)
-    watching = any("dynamics" in needs(method) for method in methods)
-    epochs = trained_epochs(grid.backbone, index) or 0
-    if features or watching:
-        backbone = grid.backbone.name(index.side, job.device)
-        shape = input_transform(backbone, grid.backbone.side(index.side))
-        recipe = default_recipe(backbone, shape.crop, max(epochs, 1))
-        network = Classifier(backbone, len(index.classes), 0, shape, recipe, 0)
-        asked.append(Asked(network, grid.backbone.train_workers, trains=watching or epochs > 0))
+    looked = Looked(job, index, grid.backbone, methods)
+    asked += looked.asked()
     _slots(job, grid, side)  # raises, before seconds are spent
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     decoding = seconds_to_decode(index, classifiers[0].transform)
@@ -114,21 +89,10 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         f"{sum(piece.seen for piece in pieces) / 1e6:,.1f} M images\n"
         + _said(job, grid, "cost", pieces, test, dict(zip(archs, measured, strict=False)), decoding)
     )
-    if features:
-        # An image and its augmented view pass the extractor once each, in actors of which each has a network of its own.
-        passing, own = 2 * grid.backbone.train_workers / measured[-1].tested, decoding / job.decoders
-        seconds = index.images * (max(passing, own) if job.device == "cuda" else passing + own)
-        seconds /= _at_once(job, job.compute, len(index.data.shards))
-        seconds += _watched(job, index, grid, network, epochs, measured[-1].trained, decoding) if epochs else 0.0
-        count = len({grid.extractor(seed, index) for seed in grid.seeds})
-        text += f"\n              and about {clock(count * seconds)} for features, from {counted(count, 'extractor')}"
-    if watching:
-        seconds = _watched(job, index, grid, network, EPOCHS, measured[-1].trained, decoding)
-        seconds += _watched(job, index, grid, network, EPOCHS, measured[-1].tested, decoding)
-        count = len({grid.watched(seed) for seed in grid.seeds})
-        told = counted(count, "short training")
-        text += f"\n              and about {clock(count * seconds)} for {told} that methods watch"
-    return text + "\n              bins, scores and the choices are not counted; what is done already is"
+    extractors = len({grid.extractor(seed, index) for seed in grid.seeds}) if looked.extracts else 0
+    watched = len({grid.watched(seed) for seed in grid.seeds}) if looked.watches else 0
+    more = [f"              and {part}" for part in told(looked, measured[-1], decoding, extractors, watched)]
+    return "\n".join([text, *more, LATER])
 
 
 def of_trainings(job: Job, plan: Plan, grid: Grid, label: str = "cost") -> str:
@@ -143,30 +107,6 @@ def of_trainings(job: Job, plan: Plan, grid: Grid, label: str = "cost") -> str:
     return _said(job, grid, label, [Piece.of(t) for t in pending], plan.test, known, decoding)
 
 
-def seconds_to_decode(index: Index, transform: InputTransform) -> float:
-    """Seconds that an image takes from its file to a network's input, on one thread of this process."""
-    count, spent = 0, 0.0
-    for _, data in islice(encoded_images(index.data, index.data.shards[0], index.image_ext, index.key_prefix), FIRST):
-        started = time.monotonic()
-        try:
-            load(data, transform)
-        except UndecodableImage:
-            continue
-        spent, count = spent + time.monotonic() - started, count + 1
-        if spent >= RATE_SECONDS:
-            break
-    return spent / max(count, 1)
-
-
-def _watched(
-    job: Job, index: Index, grid: Grid, network: Classifier, epochs: int, rate: float, decoding: float
-) -> float:
-    """Seconds of epochs over a whole set, on --train-workers."""
-    each = decoding / _decoders(job, 1.0, grid.backbone.train_workers)
-    how = how_to_hold(index, network.transform, augment=network.recipe.augment)
-    return _passes(epochs * index.images, rate, how, each)
-
-
 def _said(
     job: Job, grid: Grid, label: str, pieces: Sequence[Piece], test: Index, known: Mapping[str, Rate], decoding: float
 ) -> str:
@@ -175,31 +115,20 @@ def _said(
     side = options.image_size or input_side(test.side)
     slots, gpus = _slots(job, grid, side), gpus_each(grid.comparison.gpus_per_training, side)
     if pieces:
-        each = decoding / _decoders(job, 1.0 if options.workers > 1 else gpus, options.workers)
+        each = decoding / decoders(job, 1.0 if options.workers > 1 else gpus, options.workers)
         how = how_to_hold(test, pieces[0].classifier.transform, options.memory)
         for piece in pieces:
             rate = known[piece.classifier.arch]
-            seconds += (piece.seconds(rate, each) + _passes(test.images, rate.tested, how, each)) / slots
+            seconds += (piece.seconds(rate, each) + passes(test.images, rate.tested, how, each)) / slots
         opened = {p.index.manifest.content: p.index.images for p in pieces if p.how == "decoded" and not p.alone}
         seconds += each * (sum(opened.values()) + (test.images if how == "decoded" else 0))
     rates_of = [f"{arch} {rate.trained:,.0f} images a second" for arch, rate in known.items()]
-    told = f" ({', '.join(rates_of)}, decoding {1 / decoding:,.0f} a thread, measured)" if known and decoding else ""
-    return f"{label:<13} about {clock(seconds)} on {counted(slots * options.workers, 'worker')}{told}"
-
-
-def _decoders(job: Job, gpus: float, workers: int) -> int:
-    """Threads that decode for a training."""
-    return int(placed(job, gpus).cpus_per_actor) * workers
+    shown = f" ({', '.join(rates_of)}, decoding {1 / decoding:,.0f} a thread, measured)" if known and decoding else ""
+    return f"{label:<13} about {clock(seconds)} on {counted(slots * options.workers, 'worker')}{shown}"
 
 
 def _slots(job: Job, grid: Grid, side: int) -> int:
     """Trainings at once. Raises ValueError as `actors.pool_size`, before anything is spent on them."""
     if grid.evaluation.workers > 1:
         return 1
-    return _at_once(job, placed(job, gpus_each(grid.comparison.gpus_per_training, side)), sys.maxsize)
-
-
-def _at_once(job: Job, compute: Compute, tasks: int) -> int:
-    """Actors that find room, of so many as there would be for these tasks."""
-    fits = pool_size(job.cluster, replace(compute, actors=0), job.device, tasks)
-    return min(fits, compute.actors or fits)
+    return at_once(job, placed(job, gpus_each(grid.comparison.gpus_per_training, side)), sys.maxsize)

@@ -13,11 +13,20 @@ from ray_jobs.spend import run as run_spending
 
 @command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
+@click.option(
+    "--estimate", is_flag=True, help="Say what features and short trainings will take, and stop.  [default: off]"
+)
 @options(Data, Selection, Storage, Spend, Backbone, Compute, Place)
-def compress(data, selection, storage, spend, backbone, compute, place, out):
+def compress(data, selection, storage, spend, backbone, compute, place, out, estimate):
     """Keep a part of the images: ingest, weights, extract, bins, score, sample, write, encode."""
     wanted = pipeline.Compression(data, backbone, selection, out, storage)
-    if spend.budget:
+    if estimate:
+        if spend.frontier:
+            raise ValueError(
+                "--estimate: leave --frontier out, and give --method and --backbone; its rule may choose any"
+            )
+        pipeline.run(wanted, compute, place, only_estimate=True)
+    elif spend.budget:
         run_spending(wanted, spend, compute, place, given())
     else:
         pipeline.run(wanted, compute, place)

@@ -366,3 +366,7 @@ def test_ingest_makes_shards_first_and_then_reads_them(asked, monkeypatch):
     assert said.exit_code == 0, message(said)
     assert (made[0].source, made[0].from_path, made[0].out) == ("cifar10", "/cifar", "/shards")
     assert asked["data"] == ("/shards/train-*.tar",) and asked["last"] == "ingest"
+
+
+def test_an_estimate_of_what_a_frontier_may_choose_is_an_error():
+    assert "--estimate: leave --frontier out" in message(compress("--estimate", "--budget", "1MB", "--frontier", "/f"))

@@ -9,6 +9,7 @@ from adq.training import Recipe
 from ray_jobs import cost
 from ray_jobs.cluster import Cluster
 from ray_jobs.evaluate import Evaluation, Wanted
+from ray_jobs.feature_cost import Looked
 from ray_jobs.grid import Comparison, Grid
 from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.packing import Rate
@@ -121,6 +122,17 @@ def test_features_wait_for_the_slower_of_decoding_and_a_gpu_and_for_both_on_a_cp
     there = {"device": "cuda", "compute": Compute(), "cluster": Cluster(8, 1, 1, ((8, 1),), local=True)}
     for decoders, expected in ((7, "about 10 s for features"), (2, "about 20 s for features")):
         assert expected in said("adq", backbone=loaded, job=SimpleNamespace(**there, decoders=decoders))
+
+
+def test_the_entry_point_holds_what_it_cuts_or_looks_at():
+    def memory(method: str, images: int, **compute) -> int:
+        index = SimpleNamespace(images=images, side=32, classes=("a", "b"))
+        job = SimpleNamespace(device="cpu", compute=Compute(**compute))
+        return Looked(job, index, Backbone("convnet-d3-w8"), [method]).memory / (images * 8 * 4 * 4)
+
+    assert memory("adq", 1000) == memory("support-points", 1000) == 15
+    assert memory("herding", 1000) == memory("support-points", 1000, graphcut_actors=2) == 8
+    assert memory("adq", 1000, graphcut_actors=2) == 0 == memory("adq", 10**8)
 
 
 def test_an_actor_that_cannot_be_placed_is_told_before_anything_is_spent(measured):

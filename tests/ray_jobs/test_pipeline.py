@@ -2,9 +2,11 @@
 
 import io
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +15,7 @@ import pytest
 from adq.container import pack
 from adq.shards import tar_bytes
 from ray_jobs import bins, compress
+from ray_jobs.feature_cost import Looked
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
 from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
@@ -62,6 +65,27 @@ def test_running_again_does_no_work(calm, shards, capsys):
     assert capsys.readouterr().out.count("done before") == len(STAGES)
     assert {path: path.stat().st_mtime_ns for path in store.rglob("parts/*")} == times
     assert outputs(store, out) == before
+
+
+def test_an_estimate_reads_the_shards_alone_and_knows_the_sizes_of_features(calm, shards, tmp_path, capsys):
+    backbone = Backbone("convnet-d3-w8", "train:1")
+    wanted = compress.Compression(Data(data=(str(shards),)), backbone, Selection(), str(tmp_path / "out"))
+    compress.run(wanted, CPU, Place(store=str(tmp_path / "runs")), only_estimate=True)
+    said = capsys.readouterr().out
+    assert re.search(
+        r"cost +about \d+ s for features, from 1 extractor \(convnet-d3-w8 [\d,]+ images a second, decoding", said
+    )
+    assert "short training" not in said and re.search(r"\nstore +up to .* of features\nmemory +up to ", said)
+    assert {path.name for path in (tmp_path / "runs").iterdir() if path.is_dir()} <= {"ingest", "mlflow-artifacts"}
+    table = pq.read_table(next(calm[0].glob("extract/*/parts/*.parquet"))).to_pylist()
+    looked = Looked(
+        SimpleNamespace(device="cpu"), SimpleNamespace(side=32, classes=CLASSES, images=1), backbone, ["adq"]
+    )
+    row = next(row for row in table if row["error"] is None)
+    assert looked.widths == (len(row["embedding"]), len(row["pooled"])) == (len(row["view"]), len(row["view_pooled"]))
+    assert looked.stored == 4 * len(row["embedding"]) + 2 * sum(
+        len(row[name]) for name in ("pooled", "view", "view_pooled")
+    )
 
 
 def test_order_and_number_of_actors_do_not_matter(calm, shards, tmp_path):
