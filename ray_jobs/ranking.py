@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_jobs.accuracy import markdown, per_cent, t_half_interval
-from ray_jobs.comparison import BASELINES, NOTHING, Outcome, as_many, by_seed, count_of
+from ray_jobs.comparison import BASELINES, NOTHING, Outcome, as_many, count_of
 
-HEADINGS = ("network", "method", "top-1", "over random", "over DQ", "n")
+HEADINGS = ("mean", "over random", "over DQ", "n")
 
 
 @dataclass(frozen=True)
@@ -16,8 +16,9 @@ class Rank:
 
     method: str
     arch: str
+    at: tuple[tuple[float, float], ...]  # at each ratio the mean and half of its 95 % t-interval; NaN with one seed
     mean: float
-    half_interval: float  # half of the 95 % t-interval; NaN with one seed
+    half_interval: float
     over_random: tuple[float, float]  # mean difference, seed by seed, and half of its interval; NaN where there is none
     over_dq: tuple[float, float]
     seeds: int
@@ -39,40 +40,38 @@ def ranking(done: Sequence[Outcome]) -> list[Rank]:
         if one.keep in ratios:
             groups.setdefault((one.arch, one.method, one.keep), []).append(one)
     named = dict.fromkeys((arch, method) for arch, method, _ in groups)
-    means = {
-        (arch, method): _by_seed([groups.get((arch, method, keep), []) for keep in ratios]) for arch, method in named
-    }
+    # Of each method what its seeds reach that have all ratios: [ratios] by seed.
+    reached = {name: _by_seed([groups.get((*name, keep), []) for keep in ratios]) for name in named}
 
     def over(baseline: str, arch: str, method: str) -> tuple[float, float]:
-        mine, theirs = means[arch, method], means.get((arch, baseline), {})
-        sizes = [
-            [groups[arch, name, keep][0].images for keep in ratios]
-            for name in (method, baseline)
-            if (arch, name) in named
-        ]
-        pairs = [mine[seed] - theirs[seed] for seed in sorted(mine.keys() & theirs.keys())]
-        if baseline == method or not pairs or not all(as_many(*pair) for pair in zip(*sizes, strict=True)):
+        mine, theirs = reached[arch, method], reached.get((arch, baseline), {})
+        pairs = [statistics.fmean(mine[s]) - statistics.fmean(theirs[s]) for s in sorted(mine.keys() & theirs.keys())]
+        if baseline == method or not pairs:
             return NOTHING
-        return statistics.fmean(pairs), t_half_interval(pairs)
+        sizes = ([groups[arch, name, keep][0].images for name in (method, baseline)] for keep in ratios)
+        return _with_interval(pairs) if all(as_many(*pair) for pair in sizes) else NOTHING
 
     found = []
     for arch, method in named:
-        if top1 := list(means[arch, method].values()):
+        if seeds := reached[arch, method]:
             selections = max(len({one.selection for one in groups[arch, method, keep]}) for keep in ratios)
+            at = tuple(_with_interval(values) for values in zip(*seeds.values(), strict=True))
+            mean = _with_interval([statistics.fmean(values) for values in seeds.values()])
             over_both = over("random", arch, method), over("dq", arch, method)
-            found.append(Rank(
-                method, arch, statistics.fmean(top1), t_half_interval(top1), *over_both, len(top1), selections,
-            ))  # fmt: skip
+            found.append(Rank(method, arch, at, *mean, *over_both, len(seeds), selections))
     return sorted(found, key=lambda rank: (rank.arch, -rank.mean))
 
 
-def _by_seed(at: Sequence[Sequence[Outcome]]) -> dict[int, float]:
-    """The mean over the ratios, by seeds that have all of them; `at` holds the outcomes of each ratio."""
+def _by_seed(at: Sequence[Sequence[Outcome]]) -> dict[int, list[float]]:
+    """Accuracies at each ratio, of several permutations in a seed their mean, by the seeds that have all of them."""
     seeds = set.intersection(*({one.seed for one in ones} for ones in at))
     return {
-        seed: statistics.fmean(by_seed((one.seed, one.top1) for one in ones if one.seed == seed)[0] for ones in at)
-        for seed in sorted(seeds)
+        seed: [statistics.fmean(one.top1 for one in ones if one.seed == seed) for ones in at] for seed in sorted(seeds)
     }
+
+
+def _with_interval(values: Sequence[float]) -> tuple[float, float]:
+    return statistics.fmean(values), t_half_interval(values)
 
 
 def over_all(done: Sequence[Outcome]) -> str:
@@ -82,16 +81,15 @@ def over_all(done: Sequence[Outcome]) -> str:
     *most, last = (f"{keep:g}" for keep in ratios_of(done))
     return (
         f"In the mean of keep {', '.join(most)} and {last}, best first; differences are taken seed by seed, and intervals "
-        f"corrected for nothing:\n\n{as_table(found)}"
+        f"corrected for nothing:\n\n{as_table(found, ratios_of(done))}"
     )
 
 
-def as_table(found: Sequence[Rank]) -> str:
+def as_table(found: Sequence[Rank], ratios: Sequence[float]) -> str:
     """A Markdown table that also reads well on a terminal; per cent and points with 95 % intervals."""
-    lines = [HEADINGS]
+    lines = [("network", "method", *(f"{100 * keep:.3g} %" for keep in ratios), *HEADINGS)]
     for rank in found:
-        lines.append((
-            rank.arch, rank.method, per_cent(rank.mean, rank.half_interval), per_cent(*rank.over_random, sign=True),
-            per_cent(*rank.over_dq, sign=True), count_of(rank.seeds, rank.selections),
-        ))  # fmt: skip
+        differences = per_cent(*rank.over_random, sign=True), per_cent(*rank.over_dq, sign=True)
+        means = (per_cent(*pair) for pair in (*rank.at, (rank.mean, rank.half_interval)))
+        lines.append((rank.arch, rank.method, *means, *differences, count_of(rank.seeds, rank.selections)))
     return markdown(lines, left=2)
