@@ -210,9 +210,12 @@ def trained_again(found: Sequence[Cell]) -> str:
     return "n of k sets: n trainings of k different selections, whose interval says little of the selections of other extractors."
 
 
-def runs_table(done: Sequence[Outcome], keys: Sequence[str]) -> pa.Table:
-    """A row a training. `correct` holds a bit a test image, in the order of the metadata's test_keys, first bit highest."""
-    columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(Outcome) if f.name != "correct"}
+def runs_table(done: Sequence, keys: Sequence[str]) -> pa.Table:
+    """A row a training, of dataclasses of one kind with `correct`, bool [T].
+
+    In the table this is a bit a test image, in the order of the metadata's test_keys, first bit highest.
+    """
+    columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(done[0]) if f.name != "correct"}
     correct = pa.array([np.packbits(one.correct).tobytes() for one in done], pa.binary())
     return pa.table({**columns, "correct": correct}).replace_schema_metadata({"test_keys": "\n".join(keys)})
 
@@ -232,7 +235,7 @@ def report(
         more: lines below it, which are printed alone.
     """
     from ray_jobs.comparison_figures import accuracy_over_keep
-    from ray_jobs.ranking import over_all
+    from ray_jobs.standings import over_all
 
     notes = (
         differences_elsewhere(found),

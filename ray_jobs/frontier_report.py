@@ -4,16 +4,15 @@ import io
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
 
 from adq.controls import is_control
 from ray_jobs.accuracy import as_bytes, markdown, per_cent, t_half_interval
 from ray_jobs.budget import as_budget
-from ray_jobs.comparison import by_seed, count_of
+from ray_jobs.comparison import by_seed, count_of, runs_table
 from ray_jobs.frontier_rule import RULE, rule_bytes
 from ray_jobs.store import Store, parquet_bytes
 
@@ -168,13 +167,6 @@ def sentences(found: Sequence[Point]) -> list[str]:
             text += f"; above it, and only a control: {', '.join(above)}" if above else ""
             told.append(text + (f"; not to be told from it: {', '.join(equal)}" if equal else ""))
     return told
-
-
-def runs_table(done: Sequence[Spent], keys: Sequence[str]) -> pa.Table:
-    """A row a training. `correct` holds a bit a test image, in the order of the metadata's test_keys, first bit highest."""
-    columns = {f.name: [getattr(one, f.name) for one in done] for f in fields(Spent) if f.name != "correct"}
-    correct = pa.array([np.packbits(one.correct).tobytes() for one in done], pa.binary())
-    return pa.table({**columns, "correct": correct}).replace_schema_metadata({"test_keys": "\n".join(keys)})
 
 
 def report(

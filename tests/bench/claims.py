@@ -20,7 +20,7 @@ from ray_jobs.accuracy import per_cent, t_half_interval
 from ray_jobs.comparison import Cell, Outcome, cells, count_of
 from ray_jobs.comparison_figures import accuracy_over_keep
 from ray_jobs.progress import counted
-from ray_jobs.ranking import over_all
+from ray_jobs.standings import over_all
 
 KEPT = ("method", "keep", "seed", "extractor", "images", "moved", "seconds", "arch", "top1")
 SAME = ("data", "arch", "method", "keep", "seed")

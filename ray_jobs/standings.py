@@ -11,7 +11,7 @@ HEADINGS = ("mean", "over random", "over DQ", "n")
 
 
 @dataclass(frozen=True)
-class Rank:
+class Standing:
     """A method on a network: shares of test images, means over the keep ratios and then over the seeds that have all of them."""
 
     method: str
@@ -30,7 +30,7 @@ def ratios_of(done: Sequence[Outcome]) -> list[float]:
     return sorted({one.keep for one in done if one.method in BASELINES and one.keep < 1})
 
 
-def ranking(done: Sequence[Outcome]) -> list[Rank]:
+def standings(done: Sequence[Outcome]) -> list[Standing]:
     """The methods that some seed has at every keep ratio of the grid, by network, best first; [] with fewer than two ratios."""
     ratios = ratios_of(done)
     if len(ratios) < 2:
@@ -58,8 +58,8 @@ def ranking(done: Sequence[Outcome]) -> list[Rank]:
             at = tuple(_with_interval(values) for values in zip(*seeds.values(), strict=True))
             mean = _with_interval([statistics.fmean(values) for values in seeds.values()])
             over_both = over("random", arch, method), over("dq", arch, method)
-            found.append(Rank(method, arch, at, *mean, *over_both, len(seeds), selections))
-    return sorted(found, key=lambda rank: (rank.arch, -rank.mean))
+            found.append(Standing(method, arch, at, *mean, *over_both, len(seeds), selections))
+    return sorted(found, key=lambda one: (one.arch, -one.mean))
 
 
 def _by_seed(at: Sequence[Sequence[Outcome]]) -> dict[int, list[float]]:
@@ -75,8 +75,8 @@ def _with_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def over_all(done: Sequence[Outcome]) -> str:
-    """The ranking as a person reads it, in Markdown; "" where a comparison has one keep ratio alone."""
-    if not (found := ranking(done)):
+    """The standings as a person reads it, in Markdown; "" where a comparison has one keep ratio alone."""
+    if not (found := standings(done)):
         return ""
     *most, last = (f"{keep:g}" for keep in ratios_of(done))
     return (
@@ -85,11 +85,11 @@ def over_all(done: Sequence[Outcome]) -> str:
     )
 
 
-def as_table(found: Sequence[Rank], ratios: Sequence[float]) -> str:
+def as_table(found: Sequence[Standing], ratios: Sequence[float]) -> str:
     """A Markdown table that also reads well on a terminal; per cent and points with 95 % intervals."""
     lines = [("network", "method", *(f"{100 * keep:.3g} %" for keep in ratios), *HEADINGS)]
-    for rank in found:
-        differences = per_cent(*rank.over_random, sign=True), per_cent(*rank.over_dq, sign=True)
-        means = (per_cent(*pair) for pair in (*rank.at, (rank.mean, rank.half_interval)))
-        lines.append((rank.arch, rank.method, *means, *differences, count_of(rank.seeds, rank.selections)))
+    for one in found:
+        differences = per_cent(*one.over_random, sign=True), per_cent(*one.over_dq, sign=True)
+        means = (per_cent(*pair) for pair in (*one.at, (one.mean, one.half_interval)))
+        lines.append((one.arch, one.method, *means, *differences, count_of(one.seeds, one.selections)))
     return markdown(lines, left=2)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from ray_jobs.ranking import over_all, ranking, ratios_of
+from ray_jobs.standings import over_all, ratios_of, standings
 from tests.ray_jobs.test_comparison import outcome
 
 RATIOS = (0.01, 0.1)
@@ -24,7 +24,7 @@ RANDOM = grid("random", {0.01: (0.2, 0.4), 0.1: (0.4, 0.6), 1.0: (0.9, 0.9)})  #
 def test_the_best_in_the_mean_of_all_ratios_comes_first():
     dq = grid("dq", {0.01: (0.1, 0.3), 0.1: (0.6, 0.8), 1.0: (0.9, 0.9)})  # 0.35, 0.55
     own = grid("own", {0.01: (0.5, 0.5), 0.1: (0.3, 0.9), 1.0: (0.9, 0.9)}, selection="one")  # 0.4, 0.7
-    first, second, third = ranking([*RANDOM, *dq, *own])
+    first, second, third = standings([*RANDOM, *dq, *own])
     assert [one.method for one in (first, second, third)] == ["own", "dq", "random"]
     assert ratios_of([*RANDOM, *own]) == [0.01, 0.1], "without the whole set, which all share"
     assert first.mean == pytest.approx(0.55) and (first.seeds, first.selections) == (2, 1)
@@ -39,26 +39,28 @@ def test_the_best_in_the_mean_of_all_ratios_comes_first():
 
 def test_seeds_that_lack_a_ratio_do_not_count():
     half = grid("half", {0.01: (0.9, 0.9), 0.1: (0.9,)})
-    [rank] = [one for one in ranking([*RANDOM, *half]) if one.method == "half"]
-    assert rank.seeds == 1 and rank.mean == pytest.approx(0.9) and rank.over_random[0] == pytest.approx(0.6)
-    assert [one.method for one in ranking([*RANDOM, *grid("set", {0.01: (0.9, 0.9)})])] == ["random"], "a set of --sets"
+    [standing] = [one for one in standings([*RANDOM, *half]) if one.method == "half"]
+    assert standing.seeds == 1 and standing.mean == pytest.approx(0.9) and standing.over_random[0] == pytest.approx(0.6)
+    assert [one.method for one in standings([*RANDOM, *grid("set", {0.01: (0.9, 0.9)})])] == ["random"], (
+        "a set of --sets"
+    )
 
 
 def test_several_permutations_of_a_seed_count_once():
     twice = [
         replace(one, selection=f"{number}") for one in grid("p", {k: (0.2, 0.2) for k in RATIOS}) for number in "ab"
     ]
-    [rank] = [one for one in ranking([*RANDOM, *twice]) if one.method == "p"]
-    assert (rank.seeds, rank.selections) == (2, 2) and rank.mean == pytest.approx(0.2)
+    [standing] = [one for one in standings([*RANDOM, *twice]) if one.method == "p"]
+    assert (standing.seeds, standing.selections) == (2, 2) and standing.mean == pytest.approx(0.2)
 
 
 def test_sets_of_other_sizes_are_not_compared():
     large = grid("large", {k: (0.9, 0.9) for k in RATIOS}, images=600)
-    [rank] = [one for one in ranking([*RANDOM, *large]) if one.method == "large"]
-    assert rank.over_random[0] != rank.over_random[0]
+    [standing] = [one for one in standings([*RANDOM, *large]) if one.method == "large"]
+    assert standing.over_random[0] != standing.over_random[0]
 
 
 def test_networks_are_ranked_apart_and_one_ratio_not_at_all():
     both = [*RANDOM, *(replace(one, arch="a") for one in RANDOM)]
-    assert [(one.arch, one.method) for one in ranking(both)] == [("a", "random"), ("net", "random")]
+    assert [(one.arch, one.method) for one in standings(both)] == [("a", "random"), ("net", "random")]
     assert over_all([one for one in RANDOM if one.keep != 0.1]) == ""
