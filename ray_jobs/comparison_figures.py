@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 COLORS = (BLUE, ORANGE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", INK, "#8C564B", "#882255", "#117733", "#AA4499")
 MARKERS = "osD^vPX*<>hp"
+LINES = ("-", "--", ":")  # once the colours are used up
 
 
 def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
@@ -42,6 +43,7 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
             "markersize": 5,
             "capsize": 3,
             "linewidth": 1.2,
+            "linestyle": LINES[number // len(COLORS) % len(LINES)],
         }
         means, halves = np.array([[cell.mean, cell.half_interval] for cell in mine]).T * 100
         axes[0].errorbar(at, means, yerr=np.nan_to_num(halves), label=method, **style)

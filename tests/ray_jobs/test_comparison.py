@@ -132,4 +132,10 @@ def test_the_figure_shows_every_method(tmp_path):
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["random", "dq", "adq"]
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["10 %", "50 %"]
     figure.savefig(tmp_path / "figure.png")
+    many = [outcome(m, s, 0.5) for m in ("random", *(f"method {n}" for n in range(20))) for s in (0, 1)]
+    looks = [
+        (lines[0].get_color(), lines[0].get_marker(), lines[0].get_linestyle())
+        for lines in accuracy_over_keep(cells(many), "net").axes[0].containers
+    ]
+    assert len(looks) == len(set(looks)) == 21, "each method has a look of its own"
     assert runs_table(done, ["a"] * 10).num_rows == len(done)
