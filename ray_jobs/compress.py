@@ -141,6 +141,8 @@ def run(
         if only_estimate:
             index = ingest.run(job, wanted.data)
             print(estimate(Looked(job, index, wanted.backbone, [selection.method])), flush=True)
+            if wanted.storage.encoding() != ORIGINAL:
+                print(f"              --encode {wanted.storage.encode} is not counted", flush=True)
             return {"ingest": index.manifest}
         done = stages(job, wanted, last)
         if last == "write":

@@ -117,7 +117,7 @@ def estimate(looked: Looked) -> str:
     """What compressing costs, in the words of a person; of methods that look at features or a short training."""
     asked = looked.asked()
     if not asked:
-        return f"cost          {', '.join(looked.methods)} looks at no image: reading and writing are all"
+        return f"cost          {', '.join(looked.methods)} needs no network: reading the shards, choosing and writing are all"
     measured, *_ = rates(looked.job, Plan((), replace(looked.index), {}), asked, looked.job.compute.gpus_per_actor)
     decoding = seconds_to_decode(looked.index, looked.network.transform)
     parts = told(looked, measured, decoding, 1 if looked.extracts else 0, 1 if looked.watches else 0)

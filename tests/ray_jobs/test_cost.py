@@ -9,7 +9,7 @@ from adq.training import Recipe
 from ray_jobs import cost
 from ray_jobs.cluster import Cluster
 from ray_jobs.evaluate import Evaluation, Wanted
-from ray_jobs.feature_cost import Looked
+from ray_jobs.feature_cost import Looked, estimate
 from ray_jobs.grid import Comparison, Grid
 from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.packing import Rate
@@ -122,6 +122,11 @@ def test_features_wait_for_the_slower_of_decoding_and_a_gpu_and_for_both_on_a_cp
     there = {"device": "cuda", "compute": Compute(), "cluster": Cluster(8, 1, 1, ((8, 1),), local=True)}
     for decoders, expected in ((7, "about 10 s for features"), (2, "about 20 s for features")):
         assert expected in said("adq", backbone=loaded, job=SimpleNamespace(**there, decoders=decoders))
+
+
+def test_what_needs_no_network_is_said_to_cost_reading_and_writing():
+    for method, backbone in (("random", Backbone()), ("dq", Backbone(embeddings="own.npy"))):
+        assert f" {method} needs no network: " in estimate(Looked(JOB, INDEX, backbone, [method]))
 
 
 def test_the_entry_point_holds_what_it_cuts_or_looks_at():
