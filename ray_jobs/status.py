@@ -9,6 +9,7 @@ import pyarrow.fs as pafs
 
 from adq.shards import filesystem
 from ray_jobs.accuracy import as_bytes, markdown
+from ray_jobs.cluster import check_paths
 from ray_jobs.progress import clock, counted
 from ray_jobs.store import Store
 
@@ -104,5 +105,6 @@ def _ago(folders: Iterable[Folder], now: float) -> str:
 
 
 def run(place: str) -> None:
+    check_paths(store=place)
     store = Store.at(place)
     print(as_text(store, contents(store), time.time()))

@@ -281,6 +281,7 @@ def test_a_relative_place_in_a_submitted_job_is_an_error_that_names_the_option(a
 def test_the_default_store_is_relative_and_so_refused_in_a_submitted_job(asked, monkeypatch):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
     assert message(compress()).startswith("--store ./runs") and not asked
+    assert message(invoke("status")).startswith("--store ./runs")
 
 
 def test_absolute_and_remote_places_go_through_in_a_submitted_job(asked, monkeypatch):

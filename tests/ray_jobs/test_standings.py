@@ -48,10 +48,14 @@ def test_seeds_that_lack_a_ratio_do_not_count():
 
 def test_several_permutations_of_a_seed_count_once():
     twice = [
-        replace(one, selection=f"{number}") for one in grid("p", {k: (0.2, 0.2) for k in RATIOS}) for number in "ab"
-    ]
+        replace(one, selection=number, top1=top1)
+        for one in grid("p", {k: (0.0, 0.0) for k in RATIOS})
+        for number, top1 in (("a", 0.1 + 0.2 * one.seed), ("b", 0.3 + 0.2 * one.seed))
+    ]  # seeds of 0.2 and 0.4
     [standing] = [one for one in standings([*RANDOM, *twice]) if one.method == "p"]
-    assert (standing.seeds, standing.selections) == (2, 2) and standing.mean == pytest.approx(0.2)
+    assert (standing.seeds, standing.selections) == (2, 2) and standing.mean == pytest.approx(0.3)
+    assert standing.half_interval == pytest.approx(12.706 * 0.1, rel=1e-3), "of two seeds, not of four trainings"
+    assert standing.over_random == (pytest.approx(-0.1), pytest.approx(0, abs=1e-12))
 
 
 def test_sets_of_other_sizes_are_not_compared():
