@@ -12,7 +12,7 @@ from adq.sampling import kept
 from ray_jobs import choices, ingest
 from ray_jobs.classifier import input_side
 from ray_jobs.comparison import Cell, Outcome, cells, report
-from ray_jobs.cost import estimate, gpus_each, of_trainings
+from ray_jobs.cost import Expected, estimate, gpus_each, of_trainings
 from ray_jobs.evaluate import Wanted, check_parts, finish, labelled, planned
 from ray_jobs.grid import Grid, Selected, further_set, warn_of_soft_labels
 from ray_jobs.held_out import check_decodable, check_test
@@ -32,8 +32,8 @@ from ray_jobs.workers import Group, run_group
 
 def run(grid: Grid, compute: Compute, place: Place) -> None:
     """The command: estimate, select, train, and write the table, the figure and every run to --out."""
-    shares, sets = grid.comparison.shares(), grid.named_sets
-    if grid.evaluation.labels != "hard" and not sets:
+    shares, named = grid.comparison.shares(), grid.named_sets
+    if grid.evaluation.labels != "hard" and not named:
         raise ValueError(f"--labels {grid.evaluation.labels}: is for --sets alone; what methods choose has hard labels")
     Store.at(grid.out).check_writable()
     with opened(place, compute, "compare", grid.identity()) as job:
@@ -53,7 +53,8 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
         }
         job.run.params(options | {"keep": grid.comparison.keep})
         further = further_sets(job, grid, index, test)
-        print(estimate(job, index, test, grid, [one for one, _ in further]), flush=True)
+        expected = Expected.of_shares(grid, index, [one for one, _ in further])
+        print(estimate(job, index, test, grid, expected), flush=True)
         if not grid.comparison.estimate:
             train_and_tell(job, grid, chosen(job, grid, index) + further, test)
 

@@ -1,16 +1,31 @@
 """compress: ingest, extract, bins, score, sample, write, encode. Each stage is also a job of its own: it runs those before it."""
 
+import contextlib
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 
 from adq.sampling import kept
 from adq.shards import absolute, locate
 from palette.encodings import ORIGINAL
-from ray_jobs import bins, decode, dynamics, encode, extract, ingest, saliency, sample, score, weights, write
+from ray_jobs import (
+    bins,
+    decode,
+    dynamics,
+    encode,
+    encoding_cost,
+    extract,
+    feature_cost,
+    ingest,
+    saliency,
+    sample,
+    score,
+    weights,
+    write,
+)  # fmt: skip
 from ray_jobs.cluster import check_paths, probe
 from ray_jobs.encode import Storage
-from ray_jobs.feature_cost import Looked, estimate
+from ray_jobs.feature_cost import Looked
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.members import check_names
@@ -128,26 +143,40 @@ def _written(
     }
 
 
-def run(
-    wanted: Compression, compute: Compute, place: Place, last: str = "write", only_estimate: bool = False
-) -> Mapping[str, Manifest]:
-    """A command: connect, run the pipeline up to a stage, say what came out; or read the shards, and say what it will cost."""
+def run(wanted: Compression, compute: Compute, place: Place, last: str = "write") -> Mapping[str, Manifest]:
+    """A command: connect, run the pipeline up to a stage, say what came out."""
+    with _opened(wanted, compute, place, last) as job:
+        done = stages(job, wanted, last)
+        if last == "write":
+            _report(job, done, wanted)
+        return done
+
+
+@contextlib.contextmanager
+def _opened(wanted: Compression, compute: Compute, place: Place, last: str) -> Iterator[Job]:
     check_paths(weights=_file_of(wanted.backbone.weights))
     selection = wanted.selection
     name = f"{selection.method} keep {selection.keep:g}" if last == "write" else last
     with opened(place, compute, name, ["compress", last, wanted.identity()]) as job:
         options = asdict(wanted.data) | asdict(wanted.backbone) | asdict(selection) | asdict(wanted.storage)
         job.run.params({k: v for k, v in options.items() if v is not None} | {"batch_size": compute.batch_size})
-        if only_estimate:
-            index = ingest.run(job, wanted.data)
-            print(estimate(Looked(job, index, wanted.backbone, [selection.method])), flush=True)
-            if wanted.storage.encoding() != ORIGINAL:
-                print(f"              --encode {wanted.storage.encode} is not counted", flush=True)
-            return {"ingest": index.manifest}
-        done = stages(job, wanted, last)
-        if last == "write":
-            _report(job, done, wanted)
-        return done
+        yield job
+
+
+def tell_cost(wanted: Compression, compute: Compute, place: Place, budget: int = 0) -> None:
+    """A command: read the shards, and say what compressing them will take, and to how many bytes.
+
+    Args:
+        budget: in bytes, in the place of the keep ratio; everything is encoded then.
+    """
+    storage, method = wanted.storage, wanted.selection.method
+    with _opened(wanted, compute, place, "ingest") as job:
+        index = ingest.run(job, wanted.data)
+        encoded = index.images if budget else kept(wanted.selection.keep, index.images)
+        found = {storage: encoding_cost.sampled(index, storage, wanted.data.skip_corrupt)}
+        print(encoding_cost.told(job, index, found, encoded, [budget] if budget else []), flush=True)
+        ranked = encoded if storage.needs_network else 0
+        print(feature_cost.estimate(Looked(job, index, wanted.backbone, [method], ranked)), flush=True)
 
 
 def _file_of(weights: str | None) -> str | None:

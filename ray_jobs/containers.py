@@ -17,11 +17,10 @@ from PIL import Image
 from adq.container import containers, label_bytes, packed_bytes
 from adq.file_heads import PNG, PNG_HEAD, split
 from adq.images import UndecodableImage
-from adq.shards import read_ranges
 from adq.varints import varint_bytes
 from palette.codec import LARGEST, encode
 from ray_jobs.ingest import Index
-from ray_jobs.members import image_members
+from ray_jobs.members import image_files
 from ray_jobs.store import sha256
 
 # Pixels of an indexed PNG: a container takes a tenth of a millisecond a pixel, however many images it holds.
@@ -106,7 +105,7 @@ def _of_one_size(index: Index, positions: np.ndarray) -> dict[tuple[int, int], n
     kinds, first = np.unique(heads[png], return_index=True)
     found: dict[tuple[int, int], list[int]] = defaultdict(list)
     # Files of one head have the same size, type and chunks: one of them is read.
-    for kind, data in zip(kinds, _files(index, positions[png[first]]), strict=True):
+    for kind, data in zip(kinds, image_files(index, positions[png[first]]), strict=True):
         head = split(data)[0]
         if not head.startswith(PNG):
             continue
@@ -131,7 +130,7 @@ def _palettised(index: Index, positions: np.ndarray, sides: tuple[int, int]) -> 
         labels = index.table()["label"].to_numpy().astype(np.int64)
         try:
             _coded[key] = tuple(
-                len(palette_container(_files(index, part), labels[part], index.classes)) for part in parts
+                len(palette_container(image_files(index, part), labels[part], index.classes)) for part in parts
             )
         except UndecodableImage:  # whoever decodes it to use it tells its key
             _coded[key] = ()
@@ -150,16 +149,3 @@ def _indexed(data: bytes) -> tuple[np.ndarray, np.ndarray]:
         raise UndecodableImage(f"{type(error).__name__}: {error}") from error
     palette[: len(colors)] = colors
     return palette, indices
-
-
-def _files(index: Index, positions: np.ndarray) -> list[bytes]:
-    """The image files at these rows of the index, in this order."""
-    offsets, sizes = (values[positions] for values in image_members(index))
-    shards = index.table()["shard"].to_numpy()[positions]
-    found: dict[int, bytes] = {}
-    for shard in dict.fromkeys(shards):
-        rows = np.flatnonzero(shards == shard)
-        rows = rows[np.argsort(offsets[rows])]
-        files = read_ranges(index.data, shard, [(int(offsets[row]), int(sizes[row])) for row in rows])
-        found |= dict(zip(rows.tolist(), files, strict=True))
-    return [found[row] for row in range(len(positions))]

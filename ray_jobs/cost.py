@@ -56,13 +56,26 @@ class Piece:
         return opening + passes(self.seen, rate.trained, self.how, decoding)
 
 
-def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[Wanted]) -> str:
-    """What the whole grid costs, what is done included, as far as this can be known before; in the words of a person.
+@dataclass(frozen=True)
+class Expected:
+    """What a grid trains on, as far as it is known before images are chosen."""
 
-    Args:
-        further: those of --sets.
-    """
-    options, variants, shares = grid.evaluation, grid.variants, grid.comparison.shares()
+    said: str  # which, in the words of a person
+    sizes: Sequence[int]  # images of each set of one seed
+    further: Sequence[Wanted] = ()  # those of --sets
+    ranked: int = 0  # images whose patches a network ranks
+
+    @classmethod
+    def of_shares(cls, grid: Grid, index: Index, further: Sequence[Wanted]) -> "Expected":
+        """Of a comparison."""
+        shares = grid.comparison.shares()
+        said = f"{counted(len(grid.variants), 'set')} x {counted(len(shares), 'keep ratio')}"
+        return cls(said, [kept(keep, index.images) for keep in shares for _ in grid.variants], further)
+
+
+def estimate(job: Job, index: Index, test: Index, grid: Grid, expected: Expected) -> str:
+    """What the whole grid costs, what is done included, as far as this can be known before; in the words of a person."""
+    options, further = grid.evaluation, expected.further
     side = options.image_size or input_side(test.side)
     archs = options.archs(job.device)
     classifiers = [
@@ -72,19 +85,18 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, further: Sequence[
         for arch in archs
     ]
     asked = [Asked(classifier, options.workers) for classifier in classifiers]
-    methods = {variant.selection.method for variant in variants}
-    looked = Looked(job, index, grid.backbone, methods)
+    methods = {variant.selection.method for variant in grid.variants}
+    looked = Looked(job, index, grid.backbone, methods, expected.ranked)
     asked += looked.asked()
     _slots(job, grid, side)  # raises, before seconds are spent
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     decoding = seconds_to_decode(index, classifiers[0].transform)
-    sizes = [kept(keep, index.images) for keep in shares for _ in variants]
-    rows = {size: some_rows(index, size) for size in set(sizes)}  # of millions of images, once
-    every = [Wanted("", index, (), rows[size]) for size in sizes] + list(further)
+    rows = {size: some_rows(index, size) for size in set(expected.sizes)}  # of millions of images, once
+    every = [Wanted("", index, (), rows[size]) for size in expected.sizes] + list(further)
     pieces = [Piece.expected(classifier, one, options) for classifier in classifiers for one in every] * options.seeds
-    sets = f"{counted(len(variants), 'set')} x {counted(len(shares), 'keep ratio')}"
+    said = f"({expected.said} + {len(further)} of --sets)" if further else expected.said
     text = (
-        f"grid          {f'({sets} + {len(further)} of --sets)' if further else sets} x {counted(options.seeds, 'seed')} x "
+        f"grid          {said} x {counted(options.seeds, 'seed')} x "
         f"{counted(len(archs), 'network')}: {counted(len(pieces), 'training')}, "
         f"{sum(piece.seen for piece in pieces) / 1e6:,.1f} M images\n"
         + _said(job, grid, "cost", pieces, test, dict(zip(archs, measured, strict=False)), decoding)

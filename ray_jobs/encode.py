@@ -13,7 +13,7 @@ from ray_jobs import ingest, saliency, weights, write
 from ray_jobs.accuracy import as_bytes
 from ray_jobs.actors import map_actors, pool_size
 from ray_jobs.cluster import probe
-from ray_jobs.encoder import ENCODED, Encoder, Plan
+from ray_jobs.encoder import ENCODED, Encoder, How, Plan
 from ray_jobs.ingest import Index, undecodable
 from ray_jobs.job import Job, opened
 from ray_jobs.members import check_names
@@ -102,9 +102,8 @@ def run(
                 (shard, labels[shard], {key: ranked[key] for key in labels[shard]} if ranked else {})
                 for shard in missing
             ]
-            plan = Plan(
-                stage, index.data, index.image_ext, index.key_prefix, index.classes, encoding, storage.saliency, seed, skip_corrupt
-            )  # fmt: skip
+            how = How(encoding, storage.saliency, seed, skip_corrupt)
+            plan = Plan(stage, index.data, index.image_ext, index.key_prefix, index.classes, how, skip_corrupt)
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(Encoder, (plan,), tasks, size, job.compute, "cpu", on_done)
         names = [shard.removesuffix(".tar") for shard in labels]

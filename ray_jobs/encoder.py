@@ -1,6 +1,6 @@
 """The actor of `ray_jobs.encode`: it stores the images of a shard in another way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,54 @@ SCHEMA = pa.schema([
 
 
 @dataclass(frozen=True)
+class How:
+    """How images are stored, as far as they themselves decide it."""
+
+    encoding: Encoding
+    saliency: str = "random"  # of patches, where some are dropped
+    seed: int = 0  # of random saliency
+    decoded: bool = False  # files that stay as they are must be images, too
+
+    def encoded(
+        self, keys: Sequence[str], files: Sequence[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
+    ) -> list[Encoded | UndecodableImage]:
+        """Images as they are stored, or why they cannot be.
+
+        Args:
+            files: (extension, bytes) of each image. ranked: the saliency of its patches by key, where a network gave it.
+        """
+        try:
+            if self.encoding == ORIGINAL and self.decoded:
+                for _, data in files:
+                    decode(data)  # as `encode` does of any other
+            return encode(files, self.encoding, self._saliency(keys, files, ranked))
+        except UndecodableImage:
+            errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
+            if not errors:
+                raise
+            good = [i for i in range(len(files)) if i not in errors]
+            made = iter(self.encoded([keys[i] for i in good], [files[i] for i in good], ranked) if good else ())
+            return [errors[i] if i in errors else next(made) for i in range(len(files))]
+
+    def _saliency(
+        self, keys: Sequence[str], files: Sequence, ranked: Mapping[str, np.ndarray]
+    ) -> list[np.ndarray] | None:
+        if not self.encoding.patches:
+            return None
+        if self.saliency == "grad-cam":
+            return [ranked[key] for key in keys]
+        sizes = [resized_size(upright_size(data), self.encoding.resize)[::-1] for _, data in files]
+        with_patches = [i for i, size in enumerate(sizes) if fits(*size)]
+        if self.saliency == "fill-error":  # one by one: decoded images can be hundreds of times their files
+            images = (resized(decode(files[i][1]), self.encoding.resize) for i in with_patches)
+            found = dict(zip(with_patches, fill_error(images), strict=True))
+        else:
+            cuts = {i: grid(*sizes[i]) for i in with_patches}
+            found = {i: random_saliency(keys[i], cut.rows, cut.columns, self.seed) for i, cut in cuts.items()}
+        return [found.get(i, NONE) for i in range(len(files))]
+
+
+@dataclass(frozen=True)
 class Plan:
     """What an actor must know."""
 
@@ -34,9 +82,7 @@ class Plan:
     image_ext: tuple[str, ...]
     key_prefix: str
     classes: tuple[str, ...]
-    encoding: Encoding
-    saliency: str
-    seed: int  # of random saliency
+    how: How
     skip_corrupt: bool
 
 
@@ -63,13 +109,13 @@ class Encoder:
             keys = [full_key(shard, sample["__key__"], self.plan.key_prefix) for sample in batch]
             files = [next((e, sample[e]) for e in self.plan.image_ext if e in sample) for sample in batch]
             for key, sample, (extension, before), after in zip(
-                keys, batch, files, self._encoded(keys, files, ranked), strict=True
+                keys, batch, files, self.plan.how.encoded(keys, files, ranked), strict=True
             ):
                 name = sample["__key__"]
                 if isinstance(after, UndecodableImage):
                     rows.append((key, labels[key], len(before), None, 0, None, str(after)))
                     continue
-                kept = min(header_size(before)) if not after.gained and self.plan.encoding != ORIGINAL else None
+                kept = min(header_size(before)) if not after.gained and self.plan.how.encoding != ORIGINAL else None
                 members.append((f"{name}.{after.extension}", after.data))
                 members += [(f"{name}.{e}", d) for e, d in sample.items() if e != extension and not e.startswith("__")]
                 rows.append((key, labels[key], len(before), after.extension, len(after.data), kept, None))
@@ -83,38 +129,6 @@ class Encoder:
         # An empty shard would stop whoever reads it.
         made = [stage.commit(name, tar_bytes(members), len(rows) - len(errors), "tar")] if members else []
         return [*made, stage.commit_table(ENCODED + name, table)]
-
-    def _encoded(
-        self, keys: list[str], files: list[tuple[str, bytes]], ranked: Mapping[str, np.ndarray]
-    ) -> list[Encoded | UndecodableImage]:
-        try:
-            if self.plan.encoding == ORIGINAL and self.plan.skip_corrupt:
-                for _, data in files:
-                    decode(data)  # as `encode` does of any other
-            return encode(files, self.plan.encoding, self._saliency(keys, files, ranked))
-        except UndecodableImage:
-            errors = {i: error for i, (_, data) in enumerate(files) if (error := _error(data))}
-            if not errors:
-                raise
-            good = [i for i in range(len(files)) if i not in errors]
-            made = iter(self._encoded([keys[i] for i in good], [files[i] for i in good], ranked) if good else ())
-            return [errors[i] if i in errors else next(made) for i in range(len(files))]
-
-    def _saliency(self, keys: list[str], files: list, ranked: Mapping[str, np.ndarray]) -> list[np.ndarray] | None:
-        encoding = self.plan.encoding
-        if not encoding.patches:
-            return None
-        if self.plan.saliency == "grad-cam":
-            return [ranked[key] for key in keys]
-        sizes = [resized_size(upright_size(data), encoding.resize)[::-1] for _, data in files]
-        with_patches = [i for i, size in enumerate(sizes) if fits(*size)]
-        if self.plan.saliency == "fill-error":  # one by one: decoded images can be hundreds of times their files
-            images = (resized(decode(files[i][1]), encoding.resize) for i in with_patches)
-            found = dict(zip(with_patches, fill_error(images), strict=True))
-        else:
-            cuts = {i: grid(*sizes[i]) for i in with_patches}
-            found = {i: random_saliency(keys[i], cut.rows, cut.columns, self.plan.seed) for i, cut in cuts.items()}
-        return [found.get(i, NONE) for i in range(len(files))]
 
 
 def _error(data: bytes) -> UndecodableImage | None:

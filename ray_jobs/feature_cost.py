@@ -1,4 +1,5 @@
-"""What methods look at before they choose, as far as its cost can be told before it is spent: features and short trainings.
+"""What is looked at before images are chosen and stored, as far as its cost can be told before it is spent: features, short
+trainings, Grad-CAM.
 
 Rates are measured: a network works for a second, and the first images are decoded.
 """
@@ -38,12 +39,13 @@ LATER = "              bins, scores and the choices are not counted; what is don
 
 @dataclass(frozen=True)
 class Looked:
-    """What some methods look at, of one extractor."""
+    """What some methods look at, of one extractor, and of how many images it ranks the patches."""
 
     job: Job
     index: Index
     backbone: Backbone
     methods: Collection[str]
+    ranked: int = 0
 
     @property
     def extracts(self) -> bool:
@@ -67,18 +69,33 @@ class Looked:
 
     def asked(self) -> list[Asked]:
         """The network, if any is needed, whose rates the others take."""
-        if not (self.extracts or self.watches):
+        if not (self.extracts or self.watches or self.ranked):
             return []
-        return [Asked(self.network, self.backbone.train_workers, trains=self.watches or self.epochs > 0)]
+        trains = self.watches or self.epochs > 0 or self.ranked > 0
+        return [Asked(self.network, self.backbone.train_workers, trains)]
 
     def seconds_of_features(self, rate: Rate, decoding: float) -> float:
-        """Of one extractor, its training included. An image and its augmented view pass it once each, in actors of which each has
-        a network of its own."""
-        job, index = self.job, self.index
-        passing, own = 2 * self.backbone.train_workers / rate.tested, decoding / job.decoders
-        seconds = index.images * (max(passing, own) if job.device == "cuda" else passing + own)
-        seconds /= at_once(job, job.compute, len(index.data.shards))
+        """Of one extractor, its training included. An image and its augmented view pass it once each."""
+        seconds = self._in_actors(self.index.images, 2 / rate.tested, decoding)
         return seconds + (self._epochs(self.epochs, rate.trained, decoding) if self.epochs else 0.0)
+
+    def seconds_of_ranking(self, rate: Rate, decoding: float) -> float:
+        """Of the patches by Grad-CAM, forward and backward as a step of a training; where there are no features, the network's
+        own training included."""
+        seconds = self._in_actors(self.ranked, 1 / rate.trained, decoding)
+        trained = self.epochs > 0 and not self.extracts
+        return seconds + (self._epochs(self.epochs, rate.trained, decoding) if trained else 0.0)
+
+    def _in_actors(self, images: int, passing: float, decoding: float) -> float:
+        """Seconds of images in actors of which each has a network of its own.
+
+        Args:
+            passing: seconds of an image by --train-workers together.
+        """
+        job, each = self.job, passing * self.backbone.train_workers
+        own = decoding / job.decoders
+        seconds = images * (max(each, own) if job.device == "cuda" else each + own)
+        return seconds / at_once(job, job.compute, len(self.index.data.shards))
 
     def seconds_of_watching(self, rate: Rate, decoding: float) -> float:
         """Of one short training, and the predictions after each epoch."""
@@ -114,7 +131,7 @@ class Looked:
 
 
 def estimate(looked: Looked) -> str:
-    """What compressing costs, in the words of a person; of methods that look at features or a short training."""
+    """What compressing costs, in the words of a person; of methods that look at features or a short training, and of Grad-CAM."""
     asked = looked.asked()
     if not asked:
         return f"cost          {', '.join(looked.methods)} needs no network: reading the shards, choosing and writing are all"
@@ -139,6 +156,9 @@ def told(looked: Looked, rate: Rate, decoding: float, extractors: int, trainings
     if trainings:
         seconds = trainings * looked.seconds_of_watching(rate, decoding)
         found.append(f"about {clock(seconds)} for {counted(trainings, 'short training')} that methods watch")
+    if looked.ranked:
+        seconds = looked.seconds_of_ranking(rate, decoding)
+        found.append(f"about {clock(seconds)} for Grad-CAM of {counted(looked.ranked, 'image')}")
     return found
 
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from adq.selection import needs
 from palette.encodings import ORIGINAL
-from ray_jobs import bins, encode, ingest, weights
+from ray_jobs import bins, encode, encoding_cost, ingest, weights
 from ray_jobs.budget import DoesNotFit, as_budget, parse_budgets
 from ray_jobs.classifier import input_side
 from ray_jobs.compare import train_all
 from ray_jobs.copies import Copies
-from ray_jobs.cost import gpus_each, of_trainings
+from ray_jobs.cost import Expected, estimate, gpus_each, of_trainings
 from ray_jobs.encode import Storage
+from ray_jobs.encoding_cost import sampled
 from ray_jobs.evaluate import Wanted, check_parts, planned
 from ray_jobs.frontier_report import Point, Spent, points, report
 from ray_jobs.frontier_rule import ALL, settings
@@ -73,6 +74,9 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         further = [
             row for name, shards in sets.items() for row in _further(job, name, shards, grid, index, test, sizes)
         ]
+        if grid.comparison.estimate:
+            _estimate(job, index, test, grid, storages, sizes, [wanted for wanted, _ in further])
+            return
         copies.check(storages)
         pairs = [
             pair for budget in sizes for storage in storages for pair in _spendings(grid, selected, copies, storage, budget)
@@ -85,8 +89,6 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         print(f"chosen        {counted(len(pairs), 'set')}", flush=True)
         plan = planned(job, [wanted for wanted, _ in pairs], test, grid.evaluation)
         print(of_trainings(job, plan, grid), flush=True)
-        if grid.comparison.estimate:
-            return
         with _runs(job, grid, plan, spent) as runs:
             parents = {t.name: runs[spent[t.set, t.classifier.seed].title, t.classifier.arch] for t in plan.trainings}
             each = gpus_each(grid.comparison.gpus_per_training, plan.trainings[0].classifier.transform.crop)
@@ -127,6 +129,22 @@ def _check(
             whole = copies.guess(storage, np.arange(index.images))
             parts = {f"{as_budget(budget)} of {storage.encode}": budget / whole for budget in sizes if budget < whole}
     check_parts(job, index, parts, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
+
+
+def _estimate(
+    job: Job, index: Index, test: Index, grid: Grid, storages: Sequence[Storage], sizes: Sequence[int], further: Sequence[Wanted]
+) -> None:  # fmt: skip
+    """Say what everything costs, from a few encoded images: before all are encoded, which may take a night itself."""
+    found = {storage: sampled(index, storage, grid.data.skip_corrupt) for storage in storages}
+    print(encoding_cost.told(job, index, found, index.images, sizes), flush=True)
+    held = [{one.fitting(budget, index.images) for budget in sizes} for one in found.values()]
+    least = len(index.classes)
+    counts = [n for each in held for n in each for _ in (grid.variants if n < index.images else "1") if n >= least]
+    named = (counted(len(grid.variants), "method"), counted(len(storages), "encoding"), counted(len(sizes), "budget"))
+    ranked = index.images * any(storage.needs_network for storage in storages)
+    sets = {wanted.name: wanted for wanted in further}
+    expected = Expected(" x ".join(named), counts, list(sets.values()), ranked)
+    print(estimate(job, index, test, grid, expected), flush=True)
 
 
 def _further(

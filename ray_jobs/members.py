@@ -96,3 +96,16 @@ def read_members(data: DataSet, rows: Sequence[Row]) -> dict[tuple[str, str], by
                 raise ValueError(f"{data.root}/{shard}: member {member['name']} changed since ingest; run ingest again")
             found[key, member["name"]] = part
     return found
+
+
+def image_files(index: Index, positions: np.ndarray) -> list[bytes]:
+    """The image files at these rows of the index, in this order."""
+    offsets, sizes = (values[positions] for values in image_members(index))
+    shards = index.table()["shard"].to_numpy()[positions]
+    found: dict[int, bytes] = {}
+    for shard in dict.fromkeys(shards):
+        rows = np.flatnonzero(shards == shard)
+        rows = rows[np.argsort(offsets[rows])]
+        files = read_ranges(index.data, shard, [(int(offsets[row]), int(sizes[row])) for row in rows])
+        found |= dict(zip(rows.tolist(), files, strict=True))
+    return [found[row] for row in range(len(positions))]

@@ -79,9 +79,12 @@ def over_all(done: Sequence[Outcome]) -> str:
     if not (found := standings(done)):
         return ""
     *most, last = (f"{keep:g}" for keep in ratios_of(done))
+    standing = {one.method for one in found}
+    without = [name for name in dict.fromkeys(one.method for one in done) if name not in standing]
+    left_out = f"; without {', '.join(without)}, not of all these ratios" if without else ""
     return (
         f"In the mean of keep {', '.join(most)} and {last}, best first; differences are taken seed by seed, and intervals "
-        f"corrected for nothing:\n\n{as_table(found, ratios_of(done))}"
+        f"corrected for nothing{left_out}:\n\n{as_table(found, ratios_of(done))}"
     )
 
 

@@ -3,6 +3,7 @@
 import click
 
 from ray_jobs import compress as pipeline
+from ray_jobs.budget import parse_bytes
 from ray_jobs.command_line import command, given, options
 from ray_jobs.convert import Conversion, convert
 from ray_jobs.encode import Storage
@@ -14,7 +15,7 @@ from ray_jobs.spend import run as run_spending
 @command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the compressed shards.")
 @click.option(
-    "--estimate", is_flag=True, help="Say what features and short trainings will take, and stop.  [default: off]"
+    "--estimate", is_flag=True, help="Say what it will take in time, memory and bytes, and stop.  [default: off]"
 )
 @options(Data, Selection, Storage, Spend, Backbone, Compute, Place)
 def compress(data, selection, storage, spend, backbone, compute, place, out, estimate):
@@ -25,7 +26,7 @@ def compress(data, selection, storage, spend, backbone, compute, place, out, est
             raise ValueError(
                 "--estimate: leave --frontier out, and give --method and --backbone; its rule may choose any"
             )
-        pipeline.run(wanted, compute, place, only_estimate=True)
+        pipeline.tell_cost(wanted, compute, place, parse_bytes(spend.budget) if spend.budget else 0)
     elif spend.budget:
         run_spending(wanted, spend, compute, place, given())
     else:

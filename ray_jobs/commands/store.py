@@ -5,6 +5,7 @@ import click
 from ray_jobs.command_line import command, options
 from ray_jobs.encode import Storage
 from ray_jobs.encode import command as run_encoding
+from ray_jobs.encoding_cost import tell
 from ray_jobs.fill import Filling
 from ray_jobs.fill import run as run_filling
 from ray_jobs.mae import Painting
@@ -17,10 +18,14 @@ from ray_jobs.unpack import run as run_unpacking
 
 @command()
 @click.option("--out", required=True, metavar="PLACE", help="Folder, s3:// or gs:// for the encoded shards.")
+@click.option("--estimate", is_flag=True, help="Say what it will take in time and bytes, and stop.  [default: off]")
 @options(Storage, Data, Backbone, Compute, Place)
-def encode(storage, data, backbone, compute, place, out):
+def encode(storage, data, backbone, compute, place, out, estimate):
     """Store the images of any shards in another way: smaller, in JPEG or WebP, in few colours, without their dullest patches."""
-    run_encoding(storage, data, backbone, compute, place, out)
+    if estimate:
+        tell(storage, data, backbone, compute, place)
+    else:
+        run_encoding(storage, data, backbone, compute, place, out)
 
 
 @command()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,12 @@ def files(folder: Path) -> dict[str, dict[str, bytes]]:
 
 
 def test_encoded_shards_hold_the_same_keys_and_labels_in_fewer_bytes(place, shards, tmp_path):
-    told = run(place, "encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+    asked = ("encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+    guess = re.search(
+        r"payload +webp:30: about ([\d.]+) MB, stored in about \d+ s\n$", run(place, *asked, "--estimate")
+    )
+    assert not (place / "webp").exists()
+    told = run(place, *asked)
     before, after = files(shards), files(place / "webp")
     assert list(after) == list(before) and {key: s["cls"] for key, s in after.items()} == {
         key: s["cls"] for key, s in before.items()
@@ -71,7 +77,8 @@ def test_encoded_shards_hold_the_same_keys_and_labels_in_fewer_bytes(place, shar
     packed = container.pack([one.data for one in expected], [one.extension for one in expected], labels, CLASSES)
     assert summary["payload_bytes"] == len(packed) < summary["source_payload_bytes"]
     assert f"{100 * summary['payload_bytes'] / summary['source_payload_bytes']:.1f}%" in told
-    assert "done before" in run(place, "encode", "--data", shards, "--encode", "webp:30", "--out", place / "webp")
+    assert float(guess[1]) == pytest.approx(summary["payload_bytes"] / 1e6, rel=0.1)
+    assert "done before" in run(place, *asked)
 
 
 def test_images_beside_other_images_are_encoded_and_read_back_alone(place, tmp_path):
@@ -184,8 +191,15 @@ def test_a_frontier_fills_its_budgets_and_teaches_compress_how_to_spend_one(plac
         "--budgets", "9kB,1GB", "--encodings", "original,webp:10,palette:4", "--methods", "random", "--arch", ARCH, "--steps", "8",
         "--seeds", "2", "--sets", f"all={shards / 'part-000002.tar'}",
     )  # fmt: skip
+    encoded = set(place.glob("store/encoded/*"))
     said = run(place, *asked, "--estimate")
     assert f"({ARCH} " in said and "networks" not in said and not list(out.glob("*"))
+    assert "(1 method x 3 encodings x 2 budgets + 1 of --sets) x 2 seeds x 1 network: 14 trainings" in said
+    guessed = {
+        encoding: int(images)
+        for encoding, images in re.findall(r"(\S+): (?:about )?[\d.]+ kB.*; 9 kB hold about (\d+), 1 GB hold all", said)
+    }
+    assert set(place.glob("store/encoded/*")) == encoded
     told = run(place, *asked)
     assert "chosen        14 sets" in told and "train         14 networks" in told
     rows = pq.read_table(out / "runs.parquet").to_pylist()
@@ -195,6 +209,7 @@ def test_a_frontier_fills_its_budgets_and_teaches_compress_how_to_spend_one(plac
     assert all(row["payload"] > 0.97 * 9000 for row in small)
     count = {row["encoding"]: row["images"] for row in small}
     assert count["webp:10"] > count["original"]
+    assert guessed == {encoding: pytest.approx(images, rel=0.15) for encoding, images in count.items()}
     # Where everything fits, there is nothing to choose.
     assert {(row["method"], row["images"]) for row in rows if row["budget"] > 9000} == {
         ("all images", 300),

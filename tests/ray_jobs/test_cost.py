@@ -9,7 +9,7 @@ from adq.training import Recipe
 from ray_jobs import cost
 from ray_jobs.cluster import Cluster
 from ray_jobs.evaluate import Evaluation, Wanted
-from ray_jobs.feature_cost import Looked, estimate
+from ray_jobs.feature_cost import Looked, estimate, told
 from ray_jobs.grid import Comparison, Grid
 from ray_jobs.options import Backbone, Compute, Data, Selection
 from ray_jobs.packing import Rate
@@ -44,7 +44,7 @@ def said(methods: str, further=(), backbone=None, data=None, job=JOB, **evaluati
     options = Evaluation("convnet-d3-w8", seeds=2, steps=10, train_batch=50, **evaluation)
     comparison = Comparison(methods, keep="0.1,0.5", without_controls=True)
     grid = Grid(comparison, options, data or Data(), Selection(), backbone or Backbone(), (), "out")
-    return cost.estimate(job, INDEX, TEST, grid, further)
+    return cost.estimate(job, INDEX, TEST, grid, cost.Expected.of_shares(grid, INDEX, further))
 
 
 def test_trainings_of_further_sets_are_counted():
@@ -127,6 +127,21 @@ def test_features_wait_for_the_slower_of_decoding_and_a_gpu_and_for_both_on_a_cp
 def test_what_needs_no_network_is_said_to_cost_reading_and_writing():
     for method, backbone in (("random", Backbone()), ("dq", Backbone(embeddings="own.npy"))):
         assert f" {method} needs no network: " in estimate(Looked(JOB, INDEX, backbone, [method]))
+
+
+def test_patches_that_a_network_ranks_cost_a_training_step_an_image_and_the_network():
+    def looked(method: str, weights: str, ranked: int = 1000) -> list[str]:
+        made = Looked(JOB, INDEX, Backbone("convnet-d3-w8", weights), [method], ranked)
+        assert [one.trains for one in made.asked()] == [True]
+        return told(made, RATE, 0.0, int(made.extracts), 0)
+
+    # 1,000 images at 100 a second on two actors, and an epoch of them where the network is not trained for features anyway.
+    assert looked("random", "DEFAULT") == ["about 5 s for Grad-CAM of 1,000 images"]
+    assert looked("random", "train:1") == ["about 15 s for Grad-CAM of 1,000 images"]
+    assert looked("adq", "train:1") == [
+        "about 15 s for features, from 1 extractor", "about 5 s for Grad-CAM of 1,000 images",
+    ]  # fmt: skip
+    assert looked("random", "DEFAULT", 100) == ["about 0 s for Grad-CAM of 100 images"]
 
 
 def test_the_entry_point_holds_what_it_cuts_or_looks_at():

@@ -13,7 +13,7 @@ from adq.models import build
 from adq.patches import grid
 from adq.saliency import random_saliency
 from palette.encodings import Encoding
-from ray_jobs.encoder import Encoder, Plan
+from ray_jobs.encoder import How
 from ray_jobs.saliency import Plan as Ranking
 from ray_jobs.saliency import SaliencyActor
 from tests.ray_jobs.images import index_of
@@ -28,10 +28,6 @@ def jpeg(width: int, height: int, **settings) -> bytes:
     return buffer.getvalue()
 
 
-def encoder(encode: str, saliency: str) -> Encoder:
-    return Encoder(Plan(None, None, ("jpg",), "none", (), Encoding.parse(encode), saliency, 0, False))
-
-
 @pytest.mark.parametrize("resize", [0, 100])
 def test_patches_ranked_by_chance_need_no_pixels(resize):
     turned = Image.Exif()
@@ -39,14 +35,14 @@ def test_patches_ranked_by_chance_need_no_pixels(resize):
     files = [("jpg", jpeg(*size, exif=turned)) for size in SIZES]
     chain = f"resize:{resize}+patches:25+webp:50" if resize else "patches:25"
     heads = [(extension, data[: data.index(b"\xff\xda")]) for extension, data in files]
-    found = encoder(chain, "random")._saliency(KEYS, heads, {})
+    found = How(Encoding.parse(chain))._saliency(KEYS, heads, {})
     assert [scores.size > 0 for scores in found] == [True, True, True, False, True]
     for key, scores, (width, height) in zip(KEYS, found, SIZES, strict=True):
         if scores.size:
             scale = min(1, resize / min(width, height)) if resize else 1
             cut = grid(round(width * scale), round(height * scale))
             assert np.array_equal(scores, random_saliency(key, cut.rows, cut.columns, 0))
-    assert {one.extension for one in encoder(chain, "random")._encoded(KEYS, files, {})} <= {"patches", "jpg", "webp"}
+    assert {one.extension for one in How(Encoding.parse(chain)).encoded(KEYS, files, {})} <= {"patches", "jpg", "webp"}
 
 
 def test_images_whose_patches_their_neighbours_tell_are_held_one_by_one(one_thread):
@@ -62,7 +58,7 @@ def test_images_whose_patches_their_neighbours_tell_are_held_one_by_one(one_thre
 
     files = Counted(("jpg", jpeg(*size)) for size in SIZES)
     gc.collect()
-    found = encoder("patches:25", "fill-error")._saliency(KEYS, files, {})
+    found = How(Encoding.parse("patches:25"), "fill-error")._saliency(KEYS, files, {})
     assert [scores.size > 0 for scores in found] == [True, True, True, False, True]
     assert max(alive) - alive[0] <= 2, "of which one is made while the one before is let go"
 

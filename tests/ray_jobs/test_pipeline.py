@@ -70,8 +70,11 @@ def test_running_again_does_no_work(calm, shards, capsys):
 def test_an_estimate_reads_the_shards_alone_and_knows_the_sizes_of_features(calm, shards, tmp_path, capsys):
     backbone = Backbone("convnet-d3-w8", "train:1")
     wanted = compress.Compression(Data(data=(str(shards),)), backbone, Selection(), str(tmp_path / "out"))
-    compress.run(wanted, CPU, Place(store=str(tmp_path / "runs")), only_estimate=True)
+    compress.tell_cost(wanted, CPU, Place(store=str(tmp_path / "runs")))
     said = capsys.readouterr().out
+    size = json.loads((calm[1] / ".tessera/manifest.json").read_text())["summary"]["payload_bytes"]
+    guess = re.search(r"payload +original: about ([\d.]+) kB\n", said)
+    assert float(guess[1]) == pytest.approx(size / 1000, rel=0.1)
     assert re.search(
         r"cost +about \d+ s for features, from 1 extractor \(convnet-d3-w8 [\d,]+ images a second, decoding", said
     )

@@ -41,9 +41,10 @@ def test_seeds_that_lack_a_ratio_do_not_count():
     half = grid("half", {0.01: (0.9, 0.9), 0.1: (0.9,)})
     [standing] = [one for one in standings([*RANDOM, *half]) if one.method == "half"]
     assert standing.seeds == 1 and standing.mean == pytest.approx(0.9) and standing.over_random[0] == pytest.approx(0.6)
-    assert [one.method for one in standings([*RANDOM, *grid("set", {0.01: (0.9, 0.9)})])] == ["random"], (
-        "a set of --sets"
-    )
+    of_sets = grid("own", {0.01: (0.9, 0.9)})
+    assert [one.method for one in standings([*RANDOM, *of_sets])] == ["random"]
+    assert "corrected for nothing; without own, not of all these ratios:\n" in over_all([*RANDOM, *of_sets])
+    assert "corrected for nothing:\n" in over_all(RANDOM)
 
 
 def test_several_permutations_of_a_seed_count_once():
