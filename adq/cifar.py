@@ -92,7 +92,8 @@ def cifar(path: str | Path, kind: str, split: str) -> Source:
                 f"{place}: {name} has {size} bytes, which is no multiple of a {kind} record ({record} bytes): it is "
                 f"truncated, or not {kind}. Take {layout.archive} again from {_url(layout)}."
             )
-    return Source(classes, _samples(place, layout, files, split, len(classes)), sum(sizes.values()) // record)
+    read = tuple(place / name for name in (layout.names, *files)) if place.is_dir() else (place,)
+    return Source(classes, _samples(place, layout, files, split, len(classes)), sum(sizes.values()) // record, read)
 
 
 def download_cifar(kind: str, folder: str | Path, url: str | None = None) -> Path:

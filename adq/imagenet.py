@@ -6,7 +6,7 @@ give the same keys: the file names. The training tar is neither unpacked nor hel
 
 import re
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -41,7 +41,7 @@ def imagenet(path: str | Path, split: str, val_labels: str | Path | None = None,
 
     Returns:
         The classes are WordNet ids: those of the train data where `path` holds it, else of the validation data. `count`
-        is None for the training tar.
+        is None for the whole training tar.
 
     Raises:
         FileNotFoundError: neither folder nor tar of this split, or no such file of labels.
@@ -137,7 +137,7 @@ def _class_folders(place: Path, classes: tuple[str, ...]) -> Source:
         for label, name in files:
             yield Record(_key(name), extension(name), (place / name).read_bytes(), label)
 
-    return Source(classes, samples(), len(files))
+    return Source(classes, samples(), len(files), tuple(place / name for _, name in files))
 
 
 def _key(name: str) -> str:
@@ -154,7 +154,18 @@ def _train_tar(place: Path, classes: tuple[str, ...], subset: str | None) -> Sou
         with place.open("rb") as file:
             yield from train_stream(file, labels, place, "r:" if subset else "r|")
 
-    return Source(classes, samples(), None)
+    return Source(classes, samples(), _count(place, labels) if subset else None, (place,))
+
+
+def _count(place: Path, wanted: Container[str]) -> int:
+    """The images of some classes in the training tar, by the headers of their tars alone."""
+    with place.open("rb") as file:
+        return sum(
+            extension(member.name) in IMAGE_EXTENSIONS
+            for class_tar, stream in _members(file, "r:", str(place))
+            if _class_of(class_tar.name, place) in wanted
+            for member, _ in _members(stream, "r:", f"{place}: {class_tar.name}")
+        )
 
 
 def train_stream(file: IO[bytes], labels: dict[str, int], place: Path, mode: str) -> Iterator[Record]:
@@ -226,7 +237,8 @@ def _flat_images(place: Path, ids: list[str] | None, val_labels: str | Path | No
                     data = _bytes(image, member, str(place))
                     yield Record(key, extension(member.name), data, labels[member.name])
 
-    return Source(classes, samples(), len(labels))
+    files = [place / name for name in labels] if place.is_dir() else [place]
+    return Source(classes, samples(), len(labels), (*files, Path(val_labels)))
 
 
 def _members(file: IO[bytes], mode: str, name: str) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:

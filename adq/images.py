@@ -17,6 +17,7 @@ UPRIGHT = {
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 SIDEWAYS = {UPRIGHT[number] for number in (5, 6, 7, 8)}
+MOST_RESIZED = 1 << 24  # pixels that an image has when it is resized and not yet cut
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -27,14 +28,14 @@ class UndecodableImage(ValueError):
 def decode(data: bytes) -> Image.Image:
     """RGB from the bytes of an image file, or of a container of patches (`adq.patches`).
 
-    CMYK, grey, palette and 16-bit images are converted, transparency is laid on white, EXIF rotation is applied. The gaps between
-    patches are filled by `adq.fill.DEFAULT_FILLER`.
+    CMYK, grey, palette and 16-bit images (65,535 is white) are converted, transparency is laid on white, EXIF rotation is applied.
+    The gaps between patches are filled by `adq.fill.DEFAULT_FILLER`.
 
     Returns:
         A Pillow image of mode RGB.
 
     Raises:
-        UndecodableImage: truncated, unknown or oversized data, with Pillow's reason.
+        UndecodableImage: truncated, unknown or oversized data, with Pillow's reason; pixels of floating point or 32 bits.
     """
     try:
         if _patches().is_patches(data):
@@ -43,7 +44,9 @@ def decode(data: bytes) -> Image.Image:
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data), formats=FORMATS)
             image.load()
-            return _rgb(_upright(image))
+            return _rgb(_upright(image), image.format)
+    except UndecodableImage:
+        raise
     except Exception as error:  # Pillow's plugins raise whatever their parsers do: struct.error, KeyError, zlib.error
         raise UndecodableImage(_reason(error)) from error
 
@@ -81,14 +84,19 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, kind: str | None) -> Image.Image:
+    """Args: kind: the file's format."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        # 16-bit grey levels; a file with 8-bit values in a wider type keeps them.
-        levels = values / 257.0 if values.max(initial=0) > 255 else values
-        return Image.fromarray(np.clip(levels, 0, 255).round().astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16") or (
+        image.mode == "I" and kind != "TIFF"
+    ):  # Pillow gives 16-bit PNG or PPM as one of these
+        return Image.fromarray((np.asarray(image, dtype=np.float64) / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise UndecodableImage(
+            f"{'floating-point' if image.mode == 'F' else '32-bit or signed'} pixels, of which nobody knows what is white: "
+            "store 8 or 16 bits without a sign"
+        )
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -159,7 +167,12 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int, interpolation: s
     if min(width, height) != resize:
         scale = resize / min(width, height)
         size = (max(resize, round(width * scale)), max(resize, round(height * scale)))
-        image = image.resize(size, RESAMPLING[interpolation])
+        if size[0] * size[1] > MOST_RESIZED:  # of an image much longer than wide, only what is cut out is made
+            corners = [(s - crop) // 2 * o / s for s, o in zip(size, image.size, strict=True)]
+            ends = [c + crop * o / s for c, s, o in zip(corners, size, image.size, strict=True)]
+            image = image.resize((crop, crop), RESAMPLING[interpolation], box=(*corners, *ends))
+        else:
+            image = image.resize(size, RESAMPLING[interpolation])
     left, top = (image.width - crop) // 2, (image.height - crop) // 2
     if (image.width, image.height) != (crop, crop):
         image = image.crop((left, top, left + crop, top + crop))

@@ -7,7 +7,9 @@ import hashlib
 import json
 import re
 import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import BinaryIO, NamedTuple
 
 from adq.file_heads import split
@@ -16,6 +18,7 @@ from adq.images import EXTENSIONS, UndecodableImage, header_size
 # Longer for bzip2: a tar begins with its first member's name, which may be BZh.jpg.
 COMPRESSED = {rb"\x1f\x8b": "gzip", rb"BZh.1AY&SY": "bzip2", rb"\xfd7zXZ": "xz", rb"\x28\xb5\x2f\xfd": "zstd"}
 BLOCK = 512
+MOST_CLASSES = 0xFFFF  # that a container holds
 SIZED_IMAGES = 16  # images a shard whose header is read for its size
 
 
@@ -67,8 +70,16 @@ class Labels:
     def extension(self) -> str:
         return "cls" if self.source == "cls" else "json"
 
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: number for number, name in enumerate(self.classes or ())}
+
     def parse(self, data: bytes, where: str) -> int:
-        """The label as an integer. Raises ValueError where there is none, or one outside the classes."""
+        """The label as an integer; a text that is a class name and a number, too, is the name (`class_texts` writes such).
+
+        Raises:
+            ValueError: there is none, or one outside the classes.
+        """
         value: object = data[:200].decode("utf-8", "replace").strip()
         if self.source != "cls":
             field = self.source.removeprefix("json:")
@@ -78,15 +89,22 @@ class Labels:
                     value = value[part]
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise ValueError(f"{where}: no field {field!r} in its json member; see --label") from error
-        if self.classes and value in self.classes:
-            return self.classes.index(value)
+        if isinstance(value, str) and value in self._numbers:
+            return self._numbers[value]
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", str(value)):  # int() would take 1_0 for 10
             raise ValueError(f"{where}: label {str(value)[:60]!r} is neither a number nor a class name; see --classes")
         label = int(str(value))
-        if label < 0 or (self.classes and label >= len(self.classes)):
-            known = f"0 to {len(self.classes) - 1}" if self.classes else "0 and up"
+        most = len(self.classes or range(MOST_CLASSES))
+        if not 0 <= label < most:
+            known = f"0 to {most - 1:,}"
             raise ValueError(f"{where}: label {label} is outside the classes ({known}); see --classes")
         return label
+
+
+def class_texts(classes: Sequence[str]) -> list[str]:
+    """What a `.cls` member says of each class: its number, or its name where names of classes are numbers, too."""
+    numbers = [str(number) for number in range(len(classes))]
+    return list(classes) if {*numbers} & {*classes} else numbers
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class Source:
     classes: tuple[str, ...]  # class names in label order
     samples: Iterator[Record]
     count: int | None  # number of samples; None where only reading everything would tell
+    files: tuple[Path, ...]  # that it is read from
 
 
 def image_folder(path: str | Path, extensions: Iterable[str] = IMAGE_EXTENSIONS) -> Source:
@@ -65,7 +66,7 @@ def image_folder(path: str | Path, extensions: Iterable[str] = IMAGE_EXTENSIONS)
         for name, key, label in zip(names, unique_keys(names), assigned, strict=True):
             yield Record(key, extension(name), (root / name).read_bytes(), label)
 
-    return Source(classes, samples(), len(names))
+    return Source(classes, samples(), len(names), tuple(root / name for name in names))
 
 
 def tiny_imagenet(path: str | Path, split: str) -> Source:
@@ -120,7 +121,8 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
             for name, key, label in zip(images, keys, assigned, strict=True):
                 yield Record(key, extension(name), read(name), label)
 
-    return Source(tuple(classes), samples(), len(images))
+    files = [place / name for name in (root + "wnids.txt", *images)] if place.is_dir() else [place]
+    return Source(tuple(classes), samples(), len(images), tuple(files))
 
 
 def list_files(folder: Path) -> list[str]:

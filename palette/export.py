@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from adq.index import class_texts
 from palette.codec import check_set
 
 SOFT = "npy"  # the extension of a sample's soft label
@@ -32,8 +33,9 @@ def samples(
         prefix: of the keys, which are PREFIX_00000, PREFIX_00001, ...: unique, without a dot, in the order of the images.
 
     Yields:
-        (key, {"png": an indexed PNG, "cls": the label as a number}). With soft labels, "cls" is the likeliest class (the lowest of
-        equals), and "npy" is a NumPy file of the C logits, float16 and little endian: see `soft_label`.
+        (key, {"png": an indexed PNG, "cls": the label, as `adq.index.class_texts` says it}). With soft labels, "cls" is the
+        likeliest class (the lowest of equals), and "npy" is a NumPy file of the C logits, float16 and little endian: see
+        `soft_label`.
 
     Raises:
         ValueError: as encode; or a prefix that is no plain name.
@@ -41,9 +43,10 @@ def samples(
     if not re.fullmatch(r"[\w-]+", prefix):
         raise ValueError(f"the prefix {prefix!r} is no plain name; use letters, digits, - and _")
     palettes, indices, labels = check_set(palettes, indices, labels, classes)
-    digits = max(5, len(str(len(labels) - 1)))
-    for number, (palette, image, label) in enumerate(zip(palettes, indices, labels, strict=True)):
-        sample = {"png": png_bytes(palette, image), "cls": str(int(_hard(label))).encode()}
+    digits, texts = max(5, len(str(len(labels) - 1))), class_texts(classes)
+    rows = zip(palettes, indices, labels, hard_labels(labels), strict=True)
+    for number, (palette, image, label, hard) in enumerate(rows):
+        sample = {"png": png_bytes(palette, image), "cls": texts[hard].encode()}
         if labels.ndim == 2:
             sample[SOFT] = soft_bytes(label)
         yield f"{prefix}_{number:0{digits}d}", sample
@@ -117,13 +120,14 @@ def write_pngs(
     """
     palettes, indices, labels = check_set(palettes, indices, labels, classes)
     folders, written = class_folders(classes), []
-    for key, sample in samples(palettes, indices, labels, classes):
-        path = Path(folder) / folders[int(sample["cls"])] / f"{key}.png"
+    for label, (key, sample) in zip(hard_labels(labels), samples(palettes, indices, labels, classes), strict=True):
+        path = Path(folder) / folders[label] / f"{key}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(sample["png"])
         written.append(path)
     return written
 
 
-def _hard(label: np.ndarray) -> int:
-    return label.argmax() if label.ndim else label
+def hard_labels(labels: np.ndarray) -> list[int]:
+    """Labels [N], of soft ones [N, C] the likeliest classes (the lowest of equals)."""
+    return (labels.argmax(axis=1) if labels.ndim == 2 else labels).tolist()

@@ -87,7 +87,7 @@ def map_actors(
         actor_class: a plain class with `ready(shared)` and `work(shared, *task)`.
         arguments: of its constructor.
         shared: something large that every actor needs: put into the object store once, fetched once a node, and handed to
-            every call as a list of its reference, so that an actor that was started again finds it too.
+            every call as a list of its reference, so that an actor that was started again finds it too. A reference is handed on.
     """
     sizes = node_sizes()
     reserved = resources(compute, device, sizes)
@@ -95,7 +95,7 @@ def map_actors(
     if short := too_large(compute, device, sizes):
         print(f"warning: {short}; waiting for a node that has", flush=True)  # a cluster may grow, and does not say so
     free_before = ray.available_resources()
-    reference_of_shared = [] if shared is None else [ray.put(shared)]
+    reference_of_shared = [] if shared is None else [shared if isinstance(shared, ray.ObjectRef) else ray.put(shared)]
     held = [ray.put(argument) for argument in arguments]
     pool = [remote.remote() for _ in range(size)]
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from adq.graphcut import graphcut_bins
+from adq.selection import needs
 from adq.shards import absolute, buffered, open_file
 from ray_jobs import graphcut
 from ray_jobs.actors import free_now, pool_size, resources
@@ -112,9 +113,12 @@ def embeddings_by_key(extract: Manifest | None, own: tuple | None) -> tuple[np.n
 
 
 def check(index: Index, selection: Selection) -> None:
-    """Raises ValueError where there are more bins than images."""
-    if index.images < selection.bins:
-        raise ValueError(f"{index.images} images cannot fill {selection.bins} bins; lower --bins")
+    """Raises ValueError where there are more bins than images; where bins are scored and cut in classes, than any class has."""
+    most, where = index.images, ""
+    if selection.scope == "class" and "scores" in needs(selection.method):
+        most, where = max(index.manifest.summary["class_counts"]), " of the largest class"
+    if most < selection.bins:
+        raise ValueError(f"{most} images{where} cannot fill {selection.bins} bins; lower --bins")
 
 
 def run(

@@ -1,28 +1,32 @@
 """Shards from the layouts that data sets come in. Images keep their bytes; each shard is mixed, whatever order the source has."""
 
 import json
+import os
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from adq.cifar import cifar, download_cifar
 from adq.imagenet import imagenet
+from adq.index import class_texts
 from adq.randomness import key_order, seed_of
 from adq.shards import absolute, is_remote, tar_bytes
 from adq.sources import Record, Source, image_folder, tiny_imagenet
 from ray_jobs.cluster import check_paths
 from ray_jobs.options import option
 from ray_jobs.progress import Progress, counted
-from ray_jobs.store import Store
+from ray_jobs.store import Store, canonical_json, sha256
 
 KINDS = ("cifar10", "cifar100", "imagefolder", "tiny-imagenet", "imagenet")
 SUBSETS = ("nette", "woof", "fruit", "meow", "squawk", "yellow")
 IMAGES_PER_SHARD = 1000
 MAX_SHARDS = 1000
 BUFFER_BYTES = 512 << 10
+STATS = 16  # files that are looked at together: on a network file system each costs a round trip
 
 
 @dataclass(frozen=True)
@@ -87,6 +91,7 @@ def convert(wanted: Conversion) -> list[str]:
         "from_path": absolute(wanted.from_path),
         "classes": list(source.classes),
         "images": source.count,
+        "files": _digest(source.files),
         "count": count,
     }
     known = out.read_json("source.json")
@@ -95,13 +100,15 @@ def convert(wanted: Conversion) -> list[str]:
         print(f"{'convert':<13} done before   {known['images']:,} images")
         return known["patterns"]
     if not mine and (known is not None or any(name.endswith(".tar") for name in out.names(""))):
-        raise ValueError(f"--out {out.root}: holds other shards already; choose an empty folder")
+        when = ", or those of this source before it changed" if known else ""
+        raise ValueError(f"--out {out.root}: holds other shards already{when}; choose an empty folder")
     patterns = [f"{out.root}/{wanted.split}-*.tar"]
     # Begun, not finished: after a kill, the same command may write over these shards (with the same bytes).
     out.write_json("source.json", {"identity": identity, "images": None, "patterns": patterns})
     if not is_remote(out.root):
         for left in Path(out.root).glob(".spool-*"):
             shutil.rmtree(left)
+    texts = class_texts(source.classes)
     progress = Progress("convert", source.count)
     folder = Path(tempfile.mkdtemp(prefix=".spool-", dir=None if is_remote(out.root) else out.root))
     try:
@@ -110,7 +117,7 @@ def convert(wanted: Conversion) -> list[str]:
         for n, name in enumerate(names):
             records = sorted(_read_spool(folder / str(n)), key=lambda record: record.key)
             order = key_order([record.key for record in records], 0, "convert")
-            members = [m for i in order for m in _members(records[i])]
+            members = [m for i in order for m in _members(records[i], texts)]
             if members:
                 out.write(name, tar_bytes(members))
     finally:
@@ -121,8 +128,15 @@ def convert(wanted: Conversion) -> list[str]:
     return patterns
 
 
-def _members(record: Record) -> list[tuple[str, bytes]]:
-    return [(f"{record.key}.{record.ext}", record.image), (f"{record.key}.cls", str(record.label).encode())]
+def _digest(files: Sequence[Path]) -> str:
+    """Of the names, sizes and times of files: enough to see that one has changed."""
+    with ThreadPoolExecutor(STATS) as pool:
+        found = pool.map(os.stat, files)
+        return sha256(canonical_json([[str(f), s.st_size, s.st_mtime_ns] for f, s in zip(files, found, strict=True)]))
+
+
+def _members(record: Record, texts: list[str]) -> list[tuple[str, bytes]]:
+    return [(f"{record.key}.{record.ext}", record.image), (f"{record.key}.cls", texts[record.label].encode())]
 
 
 def _spool(source: Source, folder: Path, count: int, progress: Progress) -> int:

@@ -15,7 +15,7 @@ from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
 from adq.shards import read_ranges, tar_bytes
-from palette.export import class_folders, members, samples
+from palette.export import class_folders, hard_labels, members, samples
 from palette.quantize import used_colours
 from ray_jobs.distilled_budget import fitting
 from ray_jobs.distilled_set import DistilledSet, containers, read_set
@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the workers
     from ray_jobs.job import Job
     from ray_jobs.mlflow_run import Run
 
-VERSION = 2
+VERSION = 3
 UPLOADS = 16  # files written at once: on an object store each costs a round trip
 
 Samples = list[tuple[str, dict[str, bytes]]]
@@ -69,7 +69,9 @@ def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, 
         whole = read_set(distill)
         found = fitting(whole, index.classes, budget) if budget else whole
         files = list(_samples(found, index.classes))
-        pngs = _pngs(files, index.classes)
+        labels = hard_labels(found.labels if found.soft_labels is None else found.soft_labels)
+        folders = class_folders(index.classes)
+        pngs = [f"png/{folders[label]}/{key}.png" for label, (key, _) in zip(labels, files, strict=True)]
         with ThreadPoolExecutor(UPLOADS) as pool:
             list(pool.map(stage.store.write, pngs, (sample["png"] for _, sample in files)))
         shards = [
@@ -79,7 +81,7 @@ def run(job: "Job", index: Index, distill: Manifest, transform: InputTransform, 
         stored = [stage.commit(name, data, rows, "tessera") for name, data, rows in containers(found, index.classes)]
         names = "".join(f"{name}\n" for name in index.classes)
         parts = [stage.commit("classes", names.encode(), len(index.classes), "txt")]
-        parts.append(stage.commit_table("images", _listing(found, files, pngs)))
+        parts.append(stage.commit_table("images", _listing(found, files, labels, pngs)))
         for name, figure in _figures(found, distill, index, transform).items():
             stage.store.write(f"pictures/{name}.png", _png(figure))
         summary = _summary(found, files, index.classes, shards, stored) | {"distilled_images": len(whole.labels)}
@@ -107,12 +109,6 @@ def _samples(found: DistilledSet, classes: Sequence[str]) -> Iterator[tuple[str,
         yield key, sample | {"png": buffer.getvalue()}
 
 
-def _pngs(files: Samples, classes: Sequence[str]) -> list[str]:
-    """Where each PNG lies."""
-    folders = class_folders(classes)
-    return [f"png/{folders[int(sample['cls'])]}/{key}.png" for key, sample in files]
-
-
 def _colors_used(found: DistilledSet) -> list[int]:
     """Of each image; in full colour, too."""
     if found.palettes is None:
@@ -120,9 +116,9 @@ def _colors_used(found: DistilledSet) -> list[int]:
     return used_colours(torch.from_numpy(found.indices), found.palettes.shape[1]).tolist()
 
 
-def _listing(found: DistilledSet, files: Samples, pngs: list[str]) -> pa.Table:
+def _listing(found: DistilledSet, files: Samples, labels: list[int], pngs: list[str]) -> pa.Table:
     return pa.table({
-        "key": [key for key, _ in files], "label": pa.array([int(s["cls"]) for _, s in files], pa.int32()), "png": pngs,
+        "key": [key for key, _ in files], "label": pa.array(labels, pa.int32()), "png": pngs,
         "bytes": [len(s["png"]) for _, s in files], "sha256": [sha256(s["png"]) for _, s in files],
         "colors_used": _colors_used(found),
     })  # fmt: skip

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import nn
 
@@ -13,7 +14,7 @@ from adq.dynamics import Dynamics, Known, Recorder, known, short_recipe
 from adq.extractor import InputTransform, input_transform
 from adq.training import TensorImages, predict
 from ray_jobs.classifier import Classifier, fit
-from ray_jobs.ingest import Index
+from ray_jobs.ingest import Index, undecodable
 from ray_jobs.loading import Held, how_to_hold, open_set, order_kind
 from ray_jobs.options import Backbone
 from ray_jobs.stages import Manifest, Part, Stage
@@ -39,6 +40,7 @@ class Plan:
     index: Index
     classifier: Classifier
     how: str
+    leave_out: bool
 
 
 class Watch:
@@ -107,18 +109,13 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
         parts = stage.committed()
         if PART not in parts:
             group.check()
-            plan = Plan(stage, index, classifier, how)
+            plan = Plan(stage, index, classifier, how, skip_corrupt)
             run_group(group, _work, plan, of_epochs("dynamics", recipe.epochs, index.images))
             parts = stage.committed()
         group.clean()
-        rows = parts[PART].rows
-        if rows < index.images and not skip_corrupt:
-            raise ValueError(
-                f"{index.images - rows} images cannot be decoded: `extract` lists them; --skip-corrupt leaves them out"
-            )
         losses = json.loads(parquet_table(stage.read(parts[PART])).schema.metadata[b"losses"])
         return [parts[PART]], {
-            "images": rows,
+            "images": parts[PART].rows,
             "epochs": recipe.epochs,
             "train_loss": losses[-1],
             "recipe": asdict(recipe),
@@ -128,12 +125,17 @@ def run(job: "Job", index: Index, backbone: Backbone, skip_corrupt: bool) -> Man
         losses = json.loads(manifest.table(PART).schema.metadata[b"losses"])
         run.metric_series((epoch, {"train_loss": loss}) for epoch, loss in enumerate(losses, 1))
 
-    return job.stage(stage, work, "images", log)
+    manifest = job.stage(stage, work, "images", log)
+    if manifest.summary["images"] < index.images and not skip_corrupt:  # found done: it was made with --skip-corrupt
+        table, seen = index.table(), manifest.table(PART, ["key"])["key"].combine_chunks()
+        lost = table.filter(pc.invert(pc.is_in(table["key"], value_set=seen))).select(["shard", "key"]).to_pylist()
+        raise undecodable([(row["shard"], row["key"], "left out by an earlier command") for row in lost])
+    return manifest
 
 
 def _work(member: Member, plan: Plan) -> None:
     classifier = plan.classifier
-    data = open_set(plan.index, classifier.transform, plan.how, member.threads, leave_out=True)
+    data = open_set(plan.index, classifier.transform, plan.how, member.threads, plan.leave_out)
     watch = Watch(member, data, classifier.transform)
     _, losses = fit(member, classifier, data, plan.stage.digest, watch)
     if member.rank == 0:

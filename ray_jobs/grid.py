@@ -50,7 +50,7 @@ class Comparison:
     )
     first_seed: int = option(0, "The first of the --seeds: fresh ones for a run that is to confirm another.")
     gpus_per_training: float = option(0.0, "Share of a GPU for a training; 0: a quarter below 96 px, else a whole one.")
-    estimate: bool = option(False, "Say what the trainings cost, and stop.")
+    estimate: bool = option(False, "Say what features, trainings and encodings will take, and stop.")
 
     def __post_init__(self):
         for name in ("extractors", "first_seed", "gpus_per_training"):

@@ -185,13 +185,19 @@ def run(job: "Job", data: "Data", require_all_classes: bool = True, context: str
     marks = fingerprint(shards)
     stage = Stage(
         job.store, "ingest", VERSION,
-        inputs={"fingerprint": sha256(canonical_json(marks)), "classes": sha256(canonical_json(names))},
+        inputs={"fingerprint": sha256(canonical_json([shards.root, marks])), "classes": sha256(canonical_json(names))},
         config={"image_ext": data.image_ext, "label": data.label, "key_prefix": data.key_prefix, "shards": len(marks)},
     )  # fmt: skip
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         parts = stage.committed()
         missing = [shard for shard in shards.shards if f"shard/{shard}" not in parts]
+        places = {name: n for n, name in enumerate(names or ())}
+        if any(places.get(str(n), n) != n for n in range(len(places))):
+            print(
+                "warning: class names are numbers, in an order of their own: labels are read as these names, not as positions",
+                flush=True,
+            )
         progress = Progress("ingest", len(shards.shards), "shards")
         progress.add(len(shards.shards) - len(missing))
         errors: list[str] = []

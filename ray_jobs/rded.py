@@ -14,6 +14,7 @@ from PIL import Image
 from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
+from adq.index import class_texts
 from adq.randomness import numpy_generator
 from adq.rded import candidate_images, class_mosaics, published_factor
 from adq.shards import DataSet, absolute, read_ranges, tar_bytes
@@ -29,13 +30,14 @@ from ray_jobs.options import Backbone, Compute, Data, Place, option
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.store import Store
+from ray_jobs.store import Store, canonical_json, sha256
 from ray_jobs.write import Output, cut
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.weights import Extractor
 
 VERSION = 4
+MOSAICS_VERSION = 5  # of the shards
 Row = tuple[str, int, int]  # shard, offset and size of the image
 
 
@@ -185,12 +187,14 @@ def _rows(index: Index) -> dict[int, list[Row]]:
 
 def store_shards(job: Job, index: Index, made: Manifest, out: str) -> Manifest:
     """Write the mosaics as shards that `evaluate` reads, or find them there."""
-    stage = Output(Store.at(out), "mosaics", VERSION, {"rded": made.content}, {})
+    inputs = {"rded": made.content, "classes": sha256(canonical_json(index.classes))}
+    stage = Output(Store.at(out), "mosaics", MOSAICS_VERSION, inputs, {})
     stage.claim()
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         rows = made.tables().to_pylist()
-        samples = [(f"rded_{n:06d}", _sample(row)) for n, row in enumerate(rows)]
+        texts = class_texts(index.classes)
+        samples = [(f"rded_{n:06d}", _sample(row, texts)) for n, row in enumerate(rows)]
         shards = [
             stage.commit(f"train-{n:06d}", tar_bytes(members(part)), len(part), "tar")
             for n, part in enumerate(cut(samples))
@@ -207,8 +211,8 @@ def store_shards(job: Job, index: Index, made: Manifest, out: str) -> Manifest:
     return job.stage(stage, work)
 
 
-def _sample(row: dict) -> dict[str, bytes]:
-    sample = {row["extension"]: row["image"], "cls": str(row["label"]).encode()}
+def _sample(row: dict, texts: list[str]) -> dict[str, bytes]:
+    sample = {row["extension"]: row["image"], "cls": texts[row["label"]].encode()}
     return sample | ({SOFT: row[SOFT]} if SOFT in row else {})
 
 

@@ -28,7 +28,7 @@ from ray_jobs.options import Backbone, Compute, Data, Place
 from ray_jobs.payload import payload_bytes
 from ray_jobs.progress import Progress
 from ray_jobs.stages import Manifest, Part, Stage
-from ray_jobs.store import Store, canonical_json, sha256
+from ray_jobs.store import Store
 from ray_jobs.write import Output
 
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
@@ -95,12 +95,7 @@ def make(job: Job, index: Index, teacher: "Extractor", out: str, rows: Rows | No
         ValueError: the folder holds something else; the teacher knows other classes; images that cannot be decoded.
         OSError: the folder cannot be written.
     """
-    compute = job.compute
-    inputs = {"index": index.manifest.content, "weights": teacher.manifest.content}
-    stage = Output(
-        Store.at(out), "relabel", VERSION, inputs | ({"rows": rows.digest} if rows else {}),
-        {"arch": teacher.arch, "transform": asdict(teacher.transform), "threads": compute.threads, "device": job.device},
-    )  # fmt: skip
+    compute, stage = job.compute, _output(job, index, teacher, out, rows)
     stage.claim()
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
@@ -139,10 +134,18 @@ def make(job: Job, index: Index, teacher: "Extractor", out: str, rows: Rows | No
     return job.stage(stage, work)
 
 
+def _output(job: Job, index: Index, teacher: "Extractor", out: str, rows: Rows | None) -> Output:
+    inputs = {"index": index.manifest.content, "weights": teacher.manifest.content}
+    return Output(
+        Store.at(out), "relabel", VERSION, inputs | ({"rows": rows.digest} if rows else {}),
+        {"arch": teacher.arch, "transform": asdict(teacher.transform), "threads": job.compute.threads, "device": job.device},
+    )  # fmt: skip
+
+
 def relabelled(job: Job, index: Index, teacher: "Extractor", rows: Rows) -> Index:
     """Some images of an index with their soft labels, in the store."""
-    digest = sha256(canonical_json([VERSION, index.manifest.content, rows.digest, teacher.manifest.content]))
-    out = job.store.path(f"relabelled/{digest[:16]}")
+    wanted = _output(job, index, teacher, job.store.root, rows)
+    out = job.store.path(f"relabelled/{wanted.digest[:16]}")
     made = make(job, index, teacher, out, rows)
     return encode.read_back(job, index, out, _shards(made.parts), "relabelled")
 

@@ -61,7 +61,7 @@ class Seen:
         """By stage, the digests of what a method's choice hangs on."""
         wanted = needs(method)
         direct = {"bins": self.bins, "scores": self.scores, "dynamics": self.dynamics}
-        if "embeddings" in wanted and not wanted & {"bins", "scores"}:
+        if "embeddings" in looks_at(method):  # with bins, too: other embeddings can have the same ones
             direct["embeddings"] = self.extract
         found = {name: m.content for name, m in direct.items() if m is not None and name in wanted | {"embeddings"}}
         found |= {"own": self.own[3]} if self.own else {}

@@ -52,8 +52,9 @@ def _inputs(extract: Manifest) -> tuple[list[str], Stored, Stored]:
     return order.to_pylist(), Stored((embedding, pooled)), Stored((view, view_pooled))
 
 
-def _train(extract: Manifest, config: Discriminator, seed: int, threads: int) -> tuple[bytes, pa.Table, dict]:
-    """Both heads, every image projected by them, and how well they learned. Runs in a Ray task of its own."""
+def _train(stage: Stage, extract: Manifest, config: Discriminator, seed: int, threads: int) -> tuple[list[Part], dict]:
+    """Both heads, every image projected by them, and how well they learned. Runs in a Ray task of its own, and commits them there:
+    the entry point has no room for so much."""
     torch.set_num_threads(threads)
     keys, images, views = _inputs(extract)
     made = discriminate(keys, images, views, config, seed)
@@ -66,7 +67,23 @@ def _train(extract: Manifest, config: Discriminator, seed: int, threads: int) ->
         columns.append(pa.FixedSizeListArray.from_arrays(pa.array(made.projected[name].ravel()), config.dim))
     buffer = io.BytesIO()
     torch.save(made.heads, buffer)
-    return buffer.getvalue(), pa.table(columns, names=["key", "half", *PROJECTED]), summary
+    projected = parquet_bytes(pa.table(columns, names=["key", "half", *PROJECTED]))
+    parts = [
+        stage.commit("heads.pt", buffer.getvalue(), 2, "pt"), stage.commit("projected", projected, len(keys), "parquet"),
+    ]  # fmt: skip
+    return parts, summary
+
+
+def _projected(trained: Manifest, bins: Manifest) -> tuple[dict[str, np.ndarray], int]:
+    """What the actors of eq. 5 share, and of how many images. Runs in a Ray task: it goes from there into the object store.
+
+    Raises:
+        ValueError: the bins are of other images.
+    """
+    table = trained.table("projected")
+    if bins.table("bins", ["key"])["key"] != table["key"]:
+        raise ValueError("bins and features hold other keys; run bins again")
+    return {name: matrix(table, name) for name in PROJECTED} | {"half": table["half"].to_numpy()}, table.num_rows
 
 
 def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manifest:
@@ -80,14 +97,9 @@ def discriminator(job: "Job", extract: Manifest, selection: Selection) -> Manife
     def work(stage: Stage) -> tuple[list[Part], dict]:
         task = ray.remote(num_cpus=min(job.compute.threads, job.cluster.cpus), max_retries=3)(_train)
         try:
-            state, table, summary = ray.get(task.remote(extract, config, selection.seed, job.compute.threads))
+            return ray.get(task.remote(stage, extract, config, selection.seed, job.compute.threads))
         except ray.exceptions.RayTaskError as error:
             raise cause(error) from error
-        parts = [
-            stage.commit("heads.pt", state, 2, "pt"),
-            stage.commit("projected", parquet_bytes(table), table.num_rows, "parquet"),
-        ]
-        return parts, summary
 
     def log(run, manifest: Manifest) -> None:
         from ray_jobs import figures
@@ -128,11 +140,7 @@ def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selecti
 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         parts = stage.committed()
-        table = trained.table("projected")
-        order = bins.table("bins", ["key", "bin"])
-        if order["key"] != table["key"]:
-            raise ValueError("bins and features hold other keys; run bins again")
-        number = order["bin"].to_numpy()
+        number = bins.table("bins", ["bin"])["bin"].to_numpy()
         tasks = []
         for n in range(selection.bins):
             members = np.flatnonzero(number == n)
@@ -146,7 +154,11 @@ def bin_ratios(job: "Job", bins: Manifest, trained: Manifest, selection: Selecti
             progress.add(part.rows)
 
         if missing:
-            columns = {name: matrix(table, name) for name in PROJECTED} | {"half": table["half"].to_numpy()}
+            columns, read = ray.remote(num_cpus=1, num_returns=2, max_retries=3)(_projected).remote(trained, bins)
+            try:
+                ray.get(read)
+            except ray.exceptions.RayTaskError as error:
+                raise cause(error) from error
             arguments = (stage, selection.temperature, job.compute.threads)
             size = pool_size(job.cluster, job.compute, "cpu", len(missing))
             map_actors(RatioActor, arguments, missing, size, job.compute, "cpu", on_done, columns)

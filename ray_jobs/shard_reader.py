@@ -162,4 +162,8 @@ class ShardReader:
             return
         lines = [f"{_where(self.index, p)} cannot be decoded ({error})" for p, error in sorted(failed.items())]
         more = f"\n  and {len(lines) - SHOWN} more" if len(lines) > SHOWN else ""
-        raise ValueError("\n  ".join(lines[:SHOWN]) + more + "\nmend these images, or leave them out of the shards")
+        raise ValueError(
+            "\n  ".join(lines[:SHOWN])
+            + more
+            + "\nmend these images, or leave them out: of the shards, or by --skip-corrupt where a job has it"
+        )

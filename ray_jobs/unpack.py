@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from adq import container
+from adq.index import class_texts
 from adq.shards import absolute, file_info, join, locate, open_file, tar_bytes
 from palette import codec
 from palette.export import SOFT, members, png_bytes, soft_bytes
@@ -123,9 +124,8 @@ def checked(paths: Sequence[str]) -> Contents | None:
 
 
 def _samples(contents: Contents, start: int) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Samples of shards; labels are numbers, or names where the names of classes are numbers, too."""
-    told = [str(label) for label in range(len(contents.classes))]
-    told = contents.classes if {*told} & {*contents.classes} else told
+    """Samples of shards."""
+    told = class_texts(contents.classes)
     rows = zip(contents.files, contents.extensions, contents.labels, strict=True)
     for n, (data, extension, label) in enumerate(rows, start):
         sample = {extension: data, "cls": told[label.argmax() if label.ndim else label].encode()}

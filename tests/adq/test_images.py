@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from adq import patches
+from adq import images, patches
 from adq.fill import DEFAULT_FILLER, fill
 from adq.images import EXTENSIONS, UndecodableImage, decode, header_size, resize_and_crop, upright_size
 
@@ -110,6 +110,22 @@ def test_16_bit_grey_keeps_its_levels(kind):
     levels = np.arange(256, dtype=np.uint16)[None] * 257
     out = pixels(saved(Image.fromarray(levels), kind))
     np.testing.assert_array_equal(out[0], np.repeat(np.arange(256)[:, None], 3, axis=1))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_16_bit_images_are_as_bright_as_each_other(kind):
+    dark, brighter = (pixels(saved(Image.fromarray(np.full((2, 2), level, np.uint16)), kind)) for level in (255, 514))
+    assert dark.max() == 1 and brighter.max() == 2, "not white because no level is above 255"
+
+
+@pytest.mark.parametrize("level", [0.5, np.nan, 300.0])
+def test_floating_point_has_no_white(level):
+    with pytest.raises(
+        UndecodableImage, match=r"^floating-point pixels, of which nobody knows what is white: store 8 or 16 bits"
+    ):
+        decode(saved(Image.fromarray(np.full((2, 2), level, np.float32)), "TIFF"))
+    with pytest.raises(UndecodableImage, match=r"^32-bit or signed pixels"):
+        decode(saved(Image.fromarray(np.full((2, 2), 70_000, np.int32)), "TIFF"))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -215,6 +231,22 @@ def test_header_size_is_width_and_height_and_needs_no_pixels():
     data = saved(Image.fromarray(noise(48, 20)), "JPEG")
     assert header_size(data) == (20, 48)
     assert header_size(data[: data.index(b"\xff\xda")]) == (20, 48)
+
+
+@pytest.mark.parametrize("size", [(700, 5), (5, 700), (701, 9)])
+def test_what_is_cut_of_a_thin_image_is_what_is_cut_of_it_whole(size, monkeypatch):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    whole = resize_and_crop(image, 36, 32)
+    monkeypatch.setattr(images, "MOST_RESIZED", 0)
+    assert np.abs(resize_and_crop(image, 36, 32).astype(int) - whole).max() <= 1
+
+
+def test_a_thin_image_takes_no_more_memory_than_it_has_pixels(monkeypatch):
+    image, made = Image.new("RGB", (60_000, 1)), []
+    real = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
+    assert resize_and_crop(image, 256, 224).shape == (3, 224, 224)
+    assert [one.size for one in made] == [(224, 224)]
 
 
 def test_resize_and_crop_is_the_identity_at_native_size():

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from adq.file_heads import split
-from adq.index import Labels, Member, Parts, Sample, ShardScan, scan, split_name
+from adq.index import Labels, Member, Parts, Sample, ShardScan, class_texts, scan, split_name
 from adq.shards import locate, read_samples, tar_bytes
 
 WHERE = "/data/train-000042.tar"
@@ -272,6 +272,21 @@ def test_a_label_that_is_no_number_is_refused(label):
 @pytest.mark.parametrize("label", ["7", " 7\n", "7\r\n", "007", "+7"])
 def test_a_number_may_have_white_space_around_it(label):
     assert members(sample("a", label)).samples[0].label == 7
+
+
+@pytest.mark.parametrize(
+    "names", [tuple(sorted(map(str, range(12)))), tuple(map(str, range(1, 13))), ("cat", "1", "dog")]
+)
+def test_classes_named_by_numbers_are_written_so_that_they_are_read_back(names):
+    labels = Labels("cls", names)
+    assert [labels.parse(text.encode(), "") for text in class_texts(names)] == list(range(len(names)))
+    assert class_texts(("cat", "7", "dog")) == ["0", "1", "2"], "no class has the number 7"
+
+
+def test_a_number_of_more_classes_than_a_container_holds_is_refused():
+    assert Labels().parse(b"65534", "") == 65534
+    with pytest.raises(ValueError, match=r"x: label 65535 is outside the classes \(0 to 65,534\); see --classes"):
+        Labels().parse(b"65535", "x")
 
 
 def test_class_names_are_labels():

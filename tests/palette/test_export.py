@@ -37,6 +37,19 @@ def test_a_png_has_its_palette_and_as_few_bits_as_it_can(colors, bits):
     assert Image.open(io.BytesIO(data)).mode == "P"
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_classes_named_by_numbers_keep_their_images(soft, tmp_path):
+    names = tuple(sorted(map(str, range(11))))  # 0, 1, 10, 2, ...: as ImageFolder orders them
+    images = np.arange(11, dtype=np.uint8)[:, None, None, None].repeat(3, axis=3)
+    labels = np.eye(11) if soft else np.arange(11)
+    made = images.reshape(11, 1, 3), np.zeros((11, 1, 1), np.uint8), labels, names
+    told = Labels("cls", names)
+    for number, (_, sample) in enumerate(samples(*made)):
+        assert told.parse(sample["cls"], "") == number == pixels(sample["png"])[0, 0, 0]
+    for number, path in enumerate(write_pngs(tmp_path, *made)):
+        assert path.parent.name == f"{number:02d}-{names[number]}"
+
+
 def test_shards_hold_exactly_the_pixels_of_the_set(made, tmp_path):
     data = tar_bytes(members(samples(*made)))
     (tmp_path / "distilled.tar").write_bytes(data)

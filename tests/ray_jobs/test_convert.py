@@ -169,6 +169,32 @@ def test_a_source_that_grew_is_not_taken_for_done(photos, tmp_path):
         convert(wanted(source, tmp_path / "out"))
 
 
+@pytest.mark.parametrize("change", ["moved", "edited"])
+def test_a_source_that_changed_is_not_taken_for_done(photos, tmp_path, change):
+    source = shutil.copytree(photos, tmp_path / "source")
+    convert(wanted(source, tmp_path / "out"))
+    ant, bee = (next(iter(sorted((source / name).iterdir()))) for name in CLASSES[:2])
+    if change == "moved":  # as many images, of as many classes
+        ant.rename(source / CLASSES[1] / "from-ant.png")
+        bee.rename(source / CLASSES[0] / "from-bee.png")
+    else:
+        ant.write_bytes(ant.read_bytes() + b"\0")
+    with pytest.raises(ValueError, match="or those of this source before it changed; choose an empty folder"):
+        convert(wanted(source, tmp_path / "out"))
+
+
+def test_folders_named_by_numbers_keep_their_classes(photos, tmp_path):
+    images = sorted((photos / CLASSES[0]).iterdir())
+    for name in range(12):
+        (tmp_path / "source" / str(name)).mkdir(parents=True)
+        shutil.copy(images[name], tmp_path / "source" / str(name) / f"of-{name}.png")
+    data = locate(convert(wanted(tmp_path / "source", tmp_path / "out", shards=1)))
+    names = tuple((tmp_path / "out" / "classes.txt").read_text().split())
+    with open_file(f"{tmp_path}/out/{data.shards[0]}") as stream:
+        found = scan(stream, stream.size(), data.shards[0], Labels("cls", names)).samples
+    assert len(found) == 12 and all(one.key == f"{names[one.label]}/of-{names[one.label]}" for one in found)
+
+
 def test_more_shards_than_images_leaves_none_empty(photos, tmp_path):
     data = locate(convert(wanted(photos, tmp_path, shards=400)))
     assert 100 < len(data.shards) < 180 and len(contents(tmp_path)) == 2 * 3 * EACH

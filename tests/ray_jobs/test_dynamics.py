@@ -67,7 +67,7 @@ class Kept(Member):
 def plan_of(index, folder, how: str) -> dynamics.Plan:
     transform = dynamics.input_transform(ARCH, 32)
     classifier = Classifier(ARCH, 3, 0, transform, replace(short_recipe(ARCH, 32), epochs=EPOCHS), 0)
-    return dynamics.Plan(Stage(Store(str(folder)), "dynamics", 1, {}, {"how": how}), index, classifier, how)
+    return dynamics.Plan(Stage(Store(str(folder)), "dynamics", 1, {}, {"how": how}), index, classifier, how, True)
 
 
 def table_of(plan: dynamics.Plan):
@@ -127,17 +127,25 @@ def test_two_workers_watch_a_stream_and_one_that_is_killed_costs_nothing(job, in
     monkeypatch.setattr(dynamics, "how_to_hold", lambda *_, **__: "streamed")
     monkeypatch.setattr(dynamics, "_work", fragile)
     backbone = Backbone(backbone=ARCH, train_workers=2)
-    with pytest.raises(ValueError, match=r"2 images cannot be decoded: .* --skip-corrupt leaves them out"):
-        dynamics.run(job, index, backbone, False)
+    done = dynamics.run(job, index, backbone, True)
     assert "lost a worker" in capsys.readouterr().out
-    done = dynamics.run(job, index, backbone, True)  # what was learnt is not learnt again
-    assert "lost a worker" not in capsys.readouterr().out
     keys, found = dynamics.dynamics_by_key(done)
     assert keys == sorted(set(index.table()["key"].to_pylist()) - set(BROKEN))
     assert found.correct.shape == (EPOCHS, 48) and done.summary["images"] == 48
     assert done.summary["recipe"]["schedule"] == "constant"
     assert (found.el2n > 0).all() and len(np.unique(found.el2n)) > 40
     assert not list(Path(job.store.root, done.stage.folder).glob("train*"))
+
+
+def test_images_that_cannot_be_decoded_are_named_before_anything_is_learnt_and_after_another_left_them_out(job, index):
+    backbone, named = Backbone(backbone=ARCH), rf"(?s)a\.tar: key '{BROKEN[0]}' cannot be decoded.*or by --skip-corrupt"
+    with pytest.raises(ValueError, match=named):
+        dynamics.run(job, index, backbone, False)
+    assert dynamics.run(job, index, backbone, True).summary["images"] == 48
+    with pytest.raises(
+        ValueError, match=rf"(?s)2 images cannot be decoded:.*c\.tar: key '{BROKEN[1]}': left out by an earlier"
+    ):
+        dynamics.run(job, index, backbone, False)
 
 
 def test_more_workers_than_the_cluster_has_are_refused_before_anything_is_read(job, index):

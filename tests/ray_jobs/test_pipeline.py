@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -273,6 +274,18 @@ def test_own_embeddings_need_no_extraction(cluster, shards, tmp_path):
         )
 
 
+def test_data_of_the_same_names_sizes_and_times_in_another_folder_is_read(cluster, tmp_path):
+    found = []
+    for name, start in (("train", 0), ("val", 10)):
+        (path := tmp_path / name / "000000.tar").parent.mkdir()
+        write_shard(path, [(key, image, 0) for key, image, _ in real_samples(20)[start : start + 10]])
+        path.write_bytes(path.read_bytes().ljust(30 * 10240, b"\0"))  # as long as each other
+        os.utime(path, (0, 0))
+        done = run([str(path)], tmp_path / "store", tmp_path / "out", "ingest")
+        found.append(done["ingest"].table("index")["key"].to_pylist())
+    assert len(found[0]) == 10 and not set(found[0]) & set(found[1])
+
+
 def test_bad_input_fails_before_work(cluster, shards, tmp_path):
     cases = {
         r"cannot fill 801 bins": {"bins": 801},
@@ -282,6 +295,8 @@ def test_bad_input_fails_before_work(cluster, shards, tmp_path):
     for message, options in cases.items():
         with pytest.raises(ValueError, match=message):
             run([str(shards)], tmp_path / "store", tmp_path / "out", method="dq", **options)
+    with pytest.raises(ValueError, match=r"\d{2,3} images of the largest class cannot fill 200 bins"):
+        run([str(shards)], tmp_path / "store", tmp_path / "out", method="adq", bins=200)
     assert not (tmp_path / "store" / "extract").exists()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "x.tar").write_bytes(tar_bytes([]))

@@ -68,6 +68,17 @@ def test_embeddings_stay_where_they_are_where_bins_are_enough(tmp_path, monkeypa
     assert {"embeddings", "bins"} <= looks_at("support-points")
 
 
+def test_a_choice_hangs_on_the_embeddings_that_it_looks_at_though_they_have_the_same_bins():
+    def contents(method: str, extract: str) -> dict:
+        bins, features = SimpleNamespace(content="the same"), SimpleNamespace(content=extract)
+        return Seen(bins=bins, scores=bins, extract=features).contents(method)
+
+    assert contents("support-points", "one") != contents("support-points", "other")
+    assert contents("herding", "one") != contents("herding", "other")
+    for method in ("prefix", "dq", "adq"):
+        assert contents(method, "one") == contents(method, "other"), "bins and scores are all that it reads"
+
+
 @pytest.fixture
 def index(tmp_path):
     return index_of({"a.tar": drawn(0, 5), "b.tar": drawn(5, 9), "c.tar": drawn(9, 12)}, tmp_path / "data")

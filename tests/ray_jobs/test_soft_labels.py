@@ -11,7 +11,7 @@ import torch
 from adq.container import pack
 from adq.images import decode
 from adq.training import TensorImages, epoch_batches, steps_per_epoch, train
-from ray_jobs import compare, frontier, streaming
+from ray_jobs import compare, frontier, relabel, streaming
 from ray_jobs.comparison import Outcome
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
 from ray_jobs.grid import Comparison, Grid
@@ -186,6 +186,18 @@ def test_soft_labels_train_as_the_tensors_themselves_do(job, soft, held_out):
     opened = Opened(plan, 1)
     assert opened.train(plan.trainings[1]).labels.shape == (45, 3)
     assert opened.test(plan.trainings[1]).labels.shape == (12,)  # hard, always
+
+
+def test_soft_labels_of_another_teacher_or_at_another_size_have_a_folder_of_their_own(job, soft, monkeypatch):
+    made = []
+    monkeypatch.setattr(relabel, "make", lambda *given: made.append(given[3]) or SimpleNamespace(parts=()))
+    monkeypatch.setattr(relabel.encode, "read_back", lambda *_: None)
+    teacher = SimpleNamespace(arch="net", transform=TRANSFORM, manifest=SimpleNamespace(content="weights"))
+    asked = [teacher, SimpleNamespace(**vars(teacher) | {"transform": replace(TRANSFORM, crop=16)})]
+    threads = SimpleNamespace(**vars(job) | {"compute": SimpleNamespace(threads=2)})
+    for one, of in ((job, asked[0]), (job, asked[1]), (threads, asked[0]), (job, asked[0])):
+        relabel.relabelled(one, soft, of, Rows(np.arange(3), "rows", 0))
+    assert len(set(made)) == 3 and made[0] == made[3] and "/relabelled/" in made[0]
 
 
 def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft, monkeypatch, capsys):
