@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from adq.controls import PERMUTATIONS
+from adq.selection import BY_IMPORTANCE
 from ray_jobs.accuracy import as_bytes, markdown, per_cent, t_half_interval
 from ray_jobs.store import Store, parquet_bytes
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:  # what only the driver needs
     from ray_jobs.job import Job
 
 BASELINES = ("random", "dq")
+BINNING = ("bins", "scope", "normalize", "centre")  # the settings that bins hang on
 SAME_SIZE = 0.01  # of a keep ratio: sets that differ less are compared
 NOTHING = (math.nan, math.nan)
 
@@ -75,6 +77,18 @@ def as_many(images: int, others: int) -> bool:
     return abs(images - others) <= max(1, SAME_SIZE * others)
 
 
+def dq_of(method: str, named: Container[str]) -> str:
+    """The dq that a method is held against: the one of its bins, where that is named, too."""
+    base, *settings = method.split(":")
+    own = ":".join(["dq", *(each for each in settings if each.partition("=")[0].strip() in BINNING)])
+    return own if base != "dq" and own in named else "dq"
+
+
+def share_moved(method: str, moved: float) -> str:
+    """`moved` as a table says it: nothing where no importance could have moved anything."""
+    return f"{100 * moved:.1f} %" if moved or method.partition(":")[0] in BY_IMPORTANCE else ""
+
+
 def by_seed(values: Iterable[tuple[int, float]]) -> list[float]:
     """The mean value of each seed: of several permutations in one seed, that of all."""
     found: dict[int, list[float]] = {}
@@ -107,7 +121,8 @@ def cells(done: Sequence[Outcome]) -> list[Cell]:
             method, keep, arch, group[0].images, round(statistics.fmean(one.payload for one in group)),
             round(statistics.fmean(one.tars for one in group)), len(top1), len({one.selection for one in group}),
             statistics.fmean(top1), t_half_interval(top1),
-            over("random", arch, keep, method), over("dq", arch, keep, method), statistics.fmean(one.moved for one in group),
+            over("random", arch, keep, method), over(dq_of(method, order), arch, keep, method),
+            statistics.fmean(one.moved for one in group),
             statistics.fmean(one.seconds for one in group), statistics.fmean(one.gpu_seconds for one in group),
         ))  # fmt: skip
     return found
@@ -144,7 +159,7 @@ def as_table(found: Sequence[Cell], links: Mapping[tuple[str, float, str], str] 
         lines.append((
             cell.arch, cell.method, f"{100 * cell.keep:.3g} %", f"{cell.images:,}", as_bytes(cell.payload),
             as_bytes(cell.tars), top1, per_cent(*cell.over_random, sign=True), per_cent(*cell.over_dq, sign=True),
-            f"{100 * cell.moved:.1f} %" if cell.moved else "",
+            share_moved(cell.method, cell.moved),
             f"{cell.seconds:,.1f} s", f"{cell.gpu_seconds:,.0f} s" if cell.gpu_seconds else "",
             count_of(cell.seeds, cell.selections),
         ))  # fmt: skip
@@ -182,6 +197,17 @@ def of_other_sizes(found: Sequence[Cell]) -> str:
         f"{method} keeps {images:,} images at keep {keep:g}, random {others:,}: they are not compared."
         for (method, keep), (images, others) in other.items()
     )
+
+
+def of_other_bins(found: Sequence[Cell]) -> str:
+    """A line for methods that are held against a dq of other bins than theirs."""
+    named = dict.fromkeys(cell.method for cell in found)
+    other = [
+        name for name in named
+        if "dq" in named and name.partition(":")[0] != "dq" and dq_of(name, named) == "dq"
+        and any(setting.partition("=")[0].strip() in BINNING for setting in name.split(":")[1:])
+    ]  # fmt: skip
+    return f"{', '.join(other)}: over DQ is over a dq of other bins; name the dq of the same, too." if other else ""
 
 
 def few_permutations(found: Sequence[Cell]) -> str:
@@ -240,6 +266,7 @@ def report(
     notes = (
         differences_elsewhere(found),
         of_other_sizes(found),
+        of_other_bins(found),
         trained_again(found),
         few_permutations(found),
         over_all(done),

@@ -12,7 +12,7 @@ import numpy as np
 from adq.controls import is_control
 from ray_jobs.accuracy import as_bytes, markdown, per_cent, t_half_interval
 from ray_jobs.budget import as_budget
-from ray_jobs.comparison import by_seed, count_of, runs_table
+from ray_jobs.comparison import by_seed, count_of, runs_table, share_moved
 from ray_jobs.frontier_rule import RULE, rule_bytes
 from ray_jobs.store import Store, parquet_bytes
 
@@ -141,7 +141,7 @@ def as_table(found: Sequence[Point]) -> str:
             point.arch, as_budget(point.budget), point.name, f"{point.images:,}", as_bytes(point.payload), as_bytes(point.tars),
             per_cent(point.mean, point.half_interval),
             "best" if first else per_cent(gap, half),
-            f"{100 * point.moved:.1f} %" if point.moved else "", count_of(point.seeds, point.selections),
+            share_moved(point.method, point.moved), count_of(point.seeds, point.selections),
         ))  # fmt: skip
     if not any(point.moved for point in found):
         lines = [(*line[:-2], line[-1]) for line in lines]

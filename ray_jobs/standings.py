@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ray_jobs.accuracy import markdown, per_cent, t_half_interval
-from ray_jobs.comparison import BASELINES, NOTHING, Outcome, as_many, count_of
+from ray_jobs.comparison import BASELINES, NOTHING, Outcome, as_many, count_of, dq_of
 
 HEADINGS = ("mean", "over random", "over DQ", "n")
 
@@ -51,13 +51,14 @@ def standings(done: Sequence[Outcome]) -> list[Standing]:
         sizes = ([groups[arch, name, keep][0].images for name in (method, baseline)] for keep in ratios)
         return _with_interval(pairs) if all(as_many(*pair) for pair in sizes) else NOTHING
 
+    methods = {method for _, method in named}
     found = []
     for arch, method in named:
         if seeds := reached[arch, method]:
             selections = max(len({one.selection for one in groups[arch, method, keep]}) for keep in ratios)
             at = tuple(_with_interval(values) for values in zip(*seeds.values(), strict=True))
             mean = _with_interval([statistics.fmean(values) for values in seeds.values()])
-            over_both = over("random", arch, method), over("dq", arch, method)
+            over_both = over("random", arch, method), over(dq_of(method, methods), arch, method)
             found.append(Standing(method, arch, at, *mean, *over_both, len(seeds), selections))
     return sorted(found, key=lambda one: (one.arch, -one.mean))
 

@@ -3,7 +3,8 @@
     python -m tests.bench.confirm --runs FOLDER [FOLDER ...] [--method support-points] [--over random dq]
 
 FOLDERs are those of `ray_jobs compare --out`. The endpoint is the mean difference over all keep ratios of a folder; intervals come
-from a bootstrap over seeds and test images, p-values are adjusted by Holm over all questions (folders times baselines).
+from a bootstrap over seeds and test images, p-values are adjusted by Holm over all questions (folders times baselines). The same is
+said of each keep ratio, adjusted over all of these, which the protocol does not name.
 
 The bootstrap takes seeds as independent. A method without a draw makes one selection an extractor, though, which all seeds of that
 extractor share. So a second line takes extractors as the unit: the mean difference by extractor, over its seeds and all ratios,
@@ -27,9 +28,17 @@ from ray_jobs.accuracy import t_half_interval
 ATTEMPTS = Path(__file__).parent / "results" / "attempts.jsonl"
 
 
-def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.ndarray], np.ndarray, str]:
-    """By method and keep ratio [S, T] in the order of the seeds, of several permutations of a seed the mean; the feature seed of
-    each seed, int64 [S]; the network.
+def results(
+    folder: Path, arch: str | None, methods: Sequence[str]
+) -> tuple[dict[tuple[str, float], np.ndarray], np.ndarray, str]:
+    """Of these methods.
+
+    Returns:
+        By method and keep ratio [S, T] in the order of the seeds, of several permutations of a seed the mean; the feature seed of
+        each seed, int64 [S]; the network.
+
+    Raises:
+        ValueError: one of them is not there, or has other seeds.
     """
     table = pq.read_table(folder / "runs.parquet")
     images = len(table.schema.metadata[b"test_keys"].decode().split("\n"))
@@ -38,10 +47,13 @@ def results(folder: Path, arch: str | None) -> tuple[dict[tuple[str, float], np.
     arch = arch or archs[0]
     found: dict[tuple[str, float], dict[int, list[np.ndarray]]] = {}
     for row in rows:
-        if row["arch"] == arch:
+        if row["arch"] == arch and row["method"] in methods:
             correct = np.unpackbits(np.frombuffer(row["correct"], np.uint8))[:images].astype(bool)
             found.setdefault((row["method"], row["keep"]), {}).setdefault(row["seed"], []).append(correct)
-    extractors = {row["seed"]: row["extractor"] for row in rows if row["arch"] == arch}
+    seeds = {frozenset(each) for each in found.values()}
+    if len(seeds) != 1 or {method for method, _ in found} != set(methods):
+        raise ValueError(f"{folder}: not all of {', '.join(methods)} have the same seeds at every keep ratio")
+    extractors = {row["seed"]: row["extractor"] for row in rows if row["arch"] == arch and row["method"] == methods[0]}
     means = {name: np.stack([np.mean(of_seed, axis=0) for of_seed in each.values()]) for name, each in found.items()}
     return means, np.array(list(extractors.values())), arch
 
@@ -86,7 +98,7 @@ def main() -> None:
     wanted = parser.parse_args()
     lines = []
     for folder in wanted.runs:
-        found, extractors, arch = results(folder, wanted.arch)
+        found, extractors, arch = results(folder, wanted.arch, [wanted.method, *wanted.over])
         shares = sorted({keep for method, keep in found if method == wanted.method})
         for baseline in wanted.over:
             pairs = [(found[wanted.method, keep], found[baseline, keep]) for keep in shares]
@@ -94,14 +106,18 @@ def main() -> None:
             difference = bootstrap_difference(first, second, wanted.draws)
             lines.append({
                 "data": folder.name, "arch": arch, "over": baseline, "keep": shares, "seeds": len(extractors),
-                "points": round(100 * difference.mean, 2), "low": round(100 * difference.low, 2),
-                "high": round(100 * difference.high, 2), "p": difference.p,
-                "by_keep": [round(100 * float(a.mean() - b.mean()), 2) for a, b in pairs],
+                **as_points(difference),
+                "by_keep": [as_points(bootstrap_difference([a], [b], wanted.draws)) for a, b in pairs],
                 "extractors_as_the_unit": by_extractor(first, second, extractors),
             })  # fmt: skip
-    for line, adjusted in zip(lines, holm([line["p"] for line in lines]), strict=True):
-        line["p_holm"] = adjusted
-        each = ", ".join(f"{d:+.2f} at {100 * k:g} %" for k, d in zip(line["keep"], line["by_keep"], strict=True))
+    for questions in (lines, [one for line in lines for one in line["by_keep"]]):
+        for one, adjusted in zip(questions, holm([one["p"] for one in questions]), strict=True):
+            one["p_holm"] = adjusted
+    for line in lines:
+        each = ", ".join(
+            f"{d['points']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f}, p {d['p_holm']:.4f}) at {100 * k:g} %"
+            for k, d in zip(line["keep"], line["by_keep"], strict=True)
+        )
         print(
             f"{line['data']}: {wanted.method} over {line['over']} {line['points']:+.2f} points "
             f"({line['low']:+.2f} to {line['high']:+.2f}), p {line['p_holm']:.4f} after Holm; {each}; {line['seeds']} seeds"
@@ -110,6 +126,11 @@ def main() -> None:
     tried = {json.loads(line)["method"] for line in ATTEMPTS.read_text().splitlines()} - {"random", "dq"}
     print(f"{len(tried)} selections were tried before, in development: {', '.join(sorted(tried))}")
     print(json.dumps(lines, sort_keys=True))
+
+
+def as_points(found: Difference) -> dict[str, float]:
+    points = {"points": found.mean, "low": found.low, "high": found.high}
+    return {name: round(100 * value, 2) for name, value in points.items()} | {"p": found.p}
 
 
 def as_text(unit: dict) -> str:

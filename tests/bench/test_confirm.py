@@ -80,9 +80,27 @@ def test_several_permutations_of_a_seed_are_their_mean(tmp_path):
     ]  # fmt: skip
     names = "\n".join(f"{n:03d}" for n in range(100))
     pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata({"test_keys": names}), tmp_path / "runs.parquet")
-    found, extractors, _ = confirm.results(tmp_path, None)
+    found, extractors, _ = confirm.results(tmp_path, None, ["adq-permuted"])
     assert found["adq-permuted", 0.1].shape == (2, 100) and extractors.tolist() == [7, 8]
     assert found["adq-permuted", 0.1].mean(axis=1).tolist() == pytest.approx([0.4, 0.6])
+
+
+def test_sets_and_methods_that_are_not_asked_for_change_nothing_and_other_seeds_are_refused(tmp_path):
+    def row(method: str, seed: int, extractor: int) -> dict:
+        correct = np.packbits(np.arange(100) < 10 * seed).tobytes()
+        return {"method": method, "keep": 0.1, "seed": seed, "extractor": extractor, "arch": "net", "correct": correct}
+
+    def write(rows: list[dict]) -> None:
+        table = pa.Table.from_pylist(rows).replace_schema_metadata({"test_keys": "\n".join(map(str, range(100)))})
+        pq.write_table(table, tmp_path / "runs.parquet")
+
+    both = [row(method, seed, 100 + seed % 2) for seed in range(4) for method in ("random", "dq")]
+    write([*both, *(row("a set of --sets", seed, 0) for seed in range(6))])
+    found, extractors, _ = confirm.results(tmp_path, None, ["dq", "random"])
+    assert set(found) == {("dq", 0.1), ("random", 0.1)} and extractors.tolist() == [100, 101, 100, 101]
+    write([one for one in both if (one["method"], one["seed"]) != ("dq", 2)] + [row("dq", 7, 101)])
+    with pytest.raises(ValueError, match="not all of dq, random have the same seeds at every keep ratio"):
+        confirm.results(tmp_path, None, ["dq", "random"])
 
 
 def test_lines_that_are_measured_again_take_the_place_of_the_old():

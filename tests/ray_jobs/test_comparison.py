@@ -13,6 +13,7 @@ from ray_jobs.comparison import (
     compared_at,
     differences_elsewhere,
     few_permutations,
+    of_other_bins,
     of_other_sizes,
     runs_table,
     trained_again,
@@ -59,6 +60,36 @@ def test_differences_are_taken_seed_by_seed():
         and " 1.0 kB |  9.0 kB |" in text
     )
     assert "moved" not in text and "GPU" not in text  # columns with nothing in them
+
+
+def test_what_could_have_moved_and_did_not_is_said():
+    done = [outcome(method, seed, 0.5) for method in ("random", "dq", "adq") for seed in range(2)]
+    done += [replace(outcome("adq:alpha=1", seed, 0.5), moved=0.1) for seed in range(2)]
+    told = [
+        line.split("|")[-4].strip()
+        for line in as_table(cells(done)).splitlines()
+        if "net " in line and "method" not in line
+    ]
+    assert told == ["", "", "0.0 %", "10.0 %"]
+
+
+def test_a_method_is_held_against_the_dq_of_its_bins():
+    top1 = {
+        "random": 0.1,
+        "dq": 0.2,
+        "dq:bins=5": 0.3,
+        "adq": 0.5,
+        "adq:bins=5:alpha=1": 0.5,
+        "adq:bins=20": 0.5,
+        "ccs:beta=0.1": 0.5,
+    }
+    found = cells([outcome(method, seed, value) for method, value in top1.items() for seed in range(2)])
+    over = {cell.method: round(cell.over_dq[0], 3) for cell in found if not math.isnan(cell.over_dq[0])}
+    assert over == {
+        "random": -0.1, "dq:bins=5": 0.1, "adq": 0.3, "adq:bins=5:alpha=1": 0.2, "adq:bins=20": 0.3, "ccs:beta=0.1": 0.3,
+    }  # fmt: skip
+    assert of_other_bins(found) == "adq:bins=20: over DQ is over a dq of other bins; name the dq of the same, too."
+    assert of_other_bins([cell for cell in found if cell.method != "adq:bins=20"]) == ""
 
 
 def test_trainings_that_share_a_selection_are_told():
