@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--lines", type=Path, required=True)
     parser.add_argument("--add", nargs="+", default=[], metavar="NAME=FOLDER")
-    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--figures", type=Path, help="a folder for those of what is added")
     parser.add_argument("--of", nargs="+", default=[], metavar="NAME", help="for --above: the lines of these")
     parser.add_argument(
         "--above", nargs="+", default=[], metavar="METHOD", help="a method, and those it is held against"
@@ -127,7 +127,7 @@ def main() -> None:
     for name in dict.fromkeys(line["data"] for line in found):
         done = [outcome(line) for line in found if line["data"] == name]
         print("\n\n".join(filter(None, (name, as_lines(cells(done)), over_all(done)))) + "\n")
-        if wanted.figures:
+        if wanted.figures and name in {line["data"] for line in added}:
             wanted.figures.mkdir(parents=True, exist_ok=True)
             for arch in dict.fromkeys(one.arch for one in done):
                 mine = [cell for cell in cells(done) if cell.arch == arch]
