@@ -60,7 +60,7 @@ def graphcut(pool: Pool, total: int, seed: int) -> np.ndarray:
 
 
 def graphcut_global(pool: Pool, total: int, seed: int) -> np.ndarray:
-    """GraphCut over all images at once: one bin of the wanted size, whatever its classes.
+    """GraphCut (Iyer et al., ALT 2021, arXiv 2006.15412) over all images at once: one bin of the wanted size, whatever its classes.
 
     Returns:
         int64 [total], in pick order. Raises ValueError as `adq.pool.check`.

@@ -78,7 +78,8 @@ def distances_to_mean(rows: np.ndarray) -> np.ndarray:
 
 
 def moderate(pool: Pool, total: int, seed: int) -> np.ndarray:
-    """Moderate coreset (Xia et al., ICLR 2023): the images whose distance to their class mean is nearest to the median.
+    """Moderate coreset (Xia et al., "Moderate Coreset: A Universal Method of Data Selection for Real-world Data-efficient Deep
+    Learning", ICLR 2023): the images whose distance to their class mean is nearest to the median.
 
     Euclidean distance of the embeddings as they are.
 

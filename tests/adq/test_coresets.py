@@ -7,7 +7,7 @@ from adq.coresets import METHODS, Pool, class_totals
 from adq.dynamics import Dynamics
 from adq.graphcut import graphcut_bins, graphcut_select
 from adq.sampling import class_table, draw
-from tests.adq.test_graphcut import real_embeddings
+from tests.adq.test_graphcut import brute_force, real_embeddings, unit
 
 SIZES = (90, 61, 33, 0, 16)
 INSIDE_CLASSES = sorted(METHODS.keys() - {"graphcut-global", "dq"})
@@ -65,6 +65,32 @@ def test_random_and_dq_are_those_of_the_sample_job(keep):
         want = np.flatnonzero(draw(pool.keys, bins, pool.labels, table, 9))
         np.testing.assert_array_equal(METHODS[name].function(pool, total, 9), want)
         assert set(want) <= set(METHODS[name].function(pool, 2 * total, 9)), "a larger total contains a smaller one"
+
+
+def test_random_and_dq_by_hand():
+    """Half of 12 images: of classes of 8 and 4, of which each has two bins."""
+    labels, bins = np.repeat([0, 1], (8, 4)), np.array([0, 0, 0, 0, 1, 1, 1, 1, 0, 0, 1, 1])
+    pool = Pool([f"{i:02d}" for i in range(12)], labels, bins=bins, ranks=np.zeros(12, dtype=int))
+    met = {name: np.zeros(12) for name in ("random", "dq")}
+    for seed in range(400):
+        for name, count in met.items():
+            chosen = METHODS[name].function(pool, 6, seed)
+            assert np.bincount(labels[chosen]).tolist() == [4, 2]
+            count[chosen] += 1
+            if name == "dq":
+                assert np.bincount(2 * labels[chosen] + bins[chosen]).tolist() == [2, 2, 1, 1]
+    for count in met.values():  # 200 each, with a standard deviation of 10
+        assert count.min() > 150 and count.max() < 250
+
+
+def test_graphcut_over_all_images_follows_equation_2_whatever_their_classes():
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(12, 3)).astype(np.float32)
+    for labels in (np.arange(12) % 3, np.zeros(12, dtype=int)):
+        pool = Pool([f"{i:02d}" for i in range(12)], labels, embeddings)
+        chosen = METHODS["graphcut-global"].function(pool, 5, 0)
+        rest = [i for i in range(12) if i not in chosen]
+        brute_force(unit(embeddings.astype(np.float64)), [5, 7], np.array([*chosen, *rest]))
 
 
 def test_graphcut_is_the_first_bin_of_its_class():
