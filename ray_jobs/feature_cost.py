@@ -32,7 +32,9 @@ from ray_jobs.seen import extracts, trained_epochs
 from ray_jobs.trainings import Plan
 
 FIRST = 64  # images of a set on which decoding is measured, at most
-GRAPHCUT = 15  # bytes of memory a number of the embeddings, at most, where the entry point cuts the bins
+ALONE = 500_000_000  # bytes of memory of the entry point without data
+ROW = 1000  # for each image, its key, its members and what is chosen
+GRAPHCUT = 17  # bytes of memory a number of the embeddings, at most, where the entry point cuts the bins
 SORTED = 8  # where it holds and sorts them
 LATER = "              bins, scores and the choices are not counted; what is done already is"
 
@@ -122,12 +124,12 @@ class Looked:
 
     @property
     def memory(self) -> int:
-        """Bytes that the entry point needs for embeddings, at most."""
+        """Bytes that the entry point needs, at most: measured with the size of ImageNet-1K."""
         numbers = self.index.images * self.widths[0]
         here = numbers * 4 <= IN_THE_DRIVER and not self.job.compute.graphcut_actors
         cuts = here and any("bins" in needs(method) for method in self.methods)
         holds = any("embeddings" in looks_at(method) for method in self.methods)
-        return numbers * max(GRAPHCUT * cuts, SORTED * holds)
+        return ALONE + ROW * self.index.images + numbers * max(GRAPHCUT * cuts, SORTED * holds)
 
 
 def estimate(looked: Looked) -> str:
@@ -143,7 +145,7 @@ def estimate(looked: Looked) -> str:
     lines = [f"cost          {parts[0]} {rate}", *(f"              and {part}" for part in parts[1:]), LATER]
     if looked.extracts:
         lines.append(f"store         up to {looked.stored / 1e9:,.2f} GB of features")
-        lines.append(f"memory        up to {looked.memory / 1e9:,.2f} GB of the entry point for embeddings")
+        lines.append(f"memory        up to {looked.memory / 1e9:,.2f} GB of the entry point")
     return "\n".join(lines)
 
 

@@ -58,6 +58,7 @@ def _train(stage: Stage, extract: Manifest, config: Discriminator, seed: int, th
     torch.set_num_threads(threads)
     keys, images, views = _inputs(extract)
     made = discriminate(keys, images, views, config, seed)
+    del images, views  # what is committed takes as much again
     summary = {"images": len(keys)} | {f"retrieval_{when}": round(v, 4) for when, v in made.retrieval.items()}
     summary |= {"loss": [round(float(loss), 5) for loss in made.losses.mean(axis=0)]}
     if config.steps:
