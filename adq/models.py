@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from adq.small_networks import small_alexnet, small_vgg11
 
 SMALL = 96
+WIDTH = 128  # channels of a ConvNet whose name gives none
 LARGE_SIDE = 224  # at which images from there on are seen, unless asked otherwise
 OWN = (
     "resnet18", "resnet50", "vit", "swin", "convnext", "mobilenet_v2", "convnet-d3", "convnet-d4", "convnet-d5", "vgg11", "alexnet",
@@ -72,14 +73,14 @@ def zoo() -> ModuleType:
     ) from cause
 
 
-def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.Module:
+def build(arch: str, num_classes: int, image_size: int, width: int = 0) -> nn.Module:
     """A classifier with fresh weights, drawn from torch's global generator (seed it first).
 
     Args:
         arch: one of `OWN`, "convnet-dD-wW" (D blocks of W channels), "resnet18-wW" or "resnet50-wW" (a stem of W channels
             instead of 64, everything behind it in proportion), or a torchvision classifier by its name.
         image_size: side of the square input, in pixels; below `SMALL` the small-image form is built.
-        width: channels of a ConvNet whose name gives none.
+        width: channels of a ConvNet whose name gives none; 0: WIDTH.
 
     Returns:
         A module from normalised images [B, 3, image_size, image_size] to logits [B, num_classes].
@@ -89,7 +90,7 @@ def build(arch: str, num_classes: int, image_size: int, width: int = 128) -> nn.
         RuntimeError: torch and torchvision do not match.
     """
     if convnet := CONVNET.fullmatch(arch):
-        return ConvNet(int(convnet[1]), int(convnet[2] or width), num_classes, image_size)
+        return ConvNet(int(convnet[1]), int(convnet[2] or width or WIDTH), num_classes, image_size)
     small = image_size < SMALL
     if narrow := NARROW_RESNET.fullmatch(arch):
         return _resnet(narrow[1], num_classes, small, int(narrow[2]))

@@ -46,6 +46,11 @@ def shares(importance: np.ndarray, sizes: np.ndarray, total: float, alpha: float
     return out
 
 
+def literal_shares(importance: np.ndarray, sizes: np.ndarray, alpha: float) -> np.ndarray:
+    """Eq. 10 as printed, before rounding: the share of each bin's images that is kept, float64 [m], in 0 to 1."""
+    return np.minimum(alpha * importance + (1 - alpha) * sizes / sizes.sum(), 1.0)
+
+
 def quotas(
     importance: np.ndarray,
     sizes: np.ndarray,
@@ -76,8 +81,7 @@ def quotas(
         raise ValueError(f"importance {importance} must be finite and not negative")
     total = kept(keep, int(sizes.sum()))
     if allocation == "literal":
-        ratio = alpha * importance + (1 - alpha) * sizes / sizes.sum()
-        return np.minimum(np.floor(ratio * sizes + 1e-9).astype(np.int64), sizes)
+        return np.floor(literal_shares(importance, sizes, alpha) * sizes + 1e-9).astype(np.int64)
     if allocation not in ALLOCATIONS:
         raise ValueError(f"--allocation {allocation}: expected one of {', '.join(ALLOCATIONS)}")
     alpha = 1.0 if allocation == "code" else alpha

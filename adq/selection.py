@@ -76,8 +76,10 @@ def choose(
     known = METHODS[method].settings if method in METHODS else ()
     if unknown := [name for name in settings if name not in known]:
         raise ValueError(f"method {method} has no setting {unknown[0]!r}; known: {', '.join(known) or 'none'}")
-    if method in BY_IMPORTANCE and (importance is None or pool.bins is None):
-        raise ValueError(f"{method} needs the bins and the importance of each")
+    if method in BY_BINS and pool.bins is None:
+        raise ValueError(f"{method} needs the bins of the images")
+    if method in BY_IMPORTANCE and importance is None:
+        raise ValueError(f"{method} needs the importance of each bin")
     binned = pool.bins is not None and looks_at(method) & {"bins", "scores"}
     bins = np.asarray(pool.bins, dtype=np.int64) if binned else np.zeros(len(pool.keys), dtype=np.int64)
     if method == "adq-random-bins":

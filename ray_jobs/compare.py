@@ -42,8 +42,10 @@ def run(grid: Grid, compute: Compute, place: Place) -> None:
         for share in shares:
             kept(share, index.images)
         check_test("--data", index, test)
-        check_decodable(job, test, grid.evaluation)
+        check_decodable(job, test, grid.evaluation, first=False)
+        grid.check_methods(index)
         parts = {f"keep {share:g}": share for share in shares}
+        parts |= {variant.name: 1.0 for variant in grid.variants if variant.literal}
         check_parts(job, index, parts, grid.evaluation, grid.evaluation.image_size or input_side(test.side))
         options = {
             name: value

@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -77,11 +77,18 @@ def as_many(images: int, others: int) -> bool:
     return abs(images - others) <= max(1, SAME_SIZE * others)
 
 
-def dq_of(method: str, named: Container[str]) -> str:
+def dq_of(method: str, named: Iterable[str]) -> str:
     """The dq that a method is held against: the one of its bins, where that is named, too."""
+    base, own = settings_of(method)
+    bins = {pair for pair in own if pair[0] in BINNING}
+    return next((each for each in named if base != "dq" and bins and settings_of(each) == ("dq", bins)), "dq")
+
+
+def settings_of(method: str) -> tuple[str, set[tuple[str, str]]]:
+    """A method's name as the method and its settings, in whatever order and spacing they were given."""
     base, *settings = method.split(":")
-    own = ":".join(["dq", *(each for each in settings if each.partition("=")[0].strip() in BINNING)])
-    return own if base != "dq" and own in named else "dq"
+    pairs = (setting.partition("=")[::2] for setting in settings)
+    return base, {(name.strip().replace("-", "_"), value.strip()) for name, value in pairs}
 
 
 def share_moved(method: str, moved: float) -> str:
@@ -205,7 +212,7 @@ def of_other_bins(found: Sequence[Cell]) -> str:
     other = [
         name for name in named
         if "dq" in named and name.partition(":")[0] != "dq" and dq_of(name, named) == "dq"
-        and any(setting.partition("=")[0].strip() in BINNING for setting in name.split(":")[1:])
+        and any(setting in BINNING for setting, _ in settings_of(name)[1])
     ]  # fmt: skip
     return f"{', '.join(other)}: over DQ is over a dq of other bins; name the dq of the same, too." if other else ""
 

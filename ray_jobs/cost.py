@@ -70,7 +70,10 @@ class Expected:
         """Of a comparison."""
         shares = grid.comparison.shares()
         said = f"{counted(len(grid.variants), 'set')} x {counted(len(shares), 'keep ratio')}"
-        return cls(said, [kept(keep, index.images) for keep in shares for _ in grid.variants], further)
+        if any(variant.literal for variant in grid.variants):
+            said += " (literal ones counted as all images, the most that they can keep)"
+        every = [(keep, variant) for keep in shares for variant in grid.variants]
+        return cls(said, [index.images if one.literal else kept(keep, index.images) for keep, one in every], further)
 
 
 def estimate(job: Job, index: Index, test: Index, grid: Grid, expected: Expected) -> str:

@@ -10,9 +10,8 @@ from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 
-from adq.selection import needs
 from palette.encodings import ORIGINAL
-from ray_jobs import bins, encode, encoding_cost, ingest, weights
+from ray_jobs import encode, encoding_cost, ingest, weights
 from ray_jobs.budget import DoesNotFit, as_budget, parse_budgets
 from ray_jobs.classifier import input_side
 from ray_jobs.compare import train_all
@@ -63,7 +62,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         index = ingest.run(job, grid.data)
         test = ingest.run(job, replace(grid.data, data=grid.test), False, "test")
         check_test("--data", index, test)
-        check_decodable(job, test, grid.evaluation)
+        check_decodable(job, test, grid.evaluation, first=False)
         job.run.params(asdict(budgets) | {
             "methods": grid.comparison.methods, "without_controls": grid.comparison.without_controls,
             "seeds": grid.evaluation.seeds,
@@ -117,12 +116,7 @@ def _check(
     Raises:
         ValueError: of methods, their --embeddings and --bins, of networks, workers and --memory: what cannot be.
     """
-    needed = {variant: needs(variant.selection.method) for variant in grid.variants}
-    if grid.backbone.embeddings and any("embeddings" in each for each in needed.values()):
-        bins.own_embeddings(grid.backbone.embeddings, index)
-    for variant, each in needed.items():
-        if each & {"bins", "scores"}:
-            bins.check(index, variant.selection)
+    grid.check_methods(index)
     parts = {}
     for storage in storages:
         if storage.encoding() == ORIGINAL:

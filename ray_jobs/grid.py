@@ -8,8 +8,9 @@ from functools import cached_property
 import pyarrow.compute as pc
 
 from adq.controls import CONTROLS, PERMUTATIONS, is_control
+from adq.selection import BY_IMPORTANCE, needs
 from palette.export import SOFT
-from ray_jobs import ingest, sample
+from ray_jobs import bins, ingest, sample
 from ray_jobs.budget import images_that_fit
 from ray_jobs.cluster import check_paths
 from ray_jobs.comparison import BASELINES, Outcome
@@ -104,10 +105,15 @@ class Variant:
     def title(self) -> str:
         return self.row or self.name
 
+    @property
+    def literal(self) -> bool:
+        """Whether it keeps as many images as eq. 10 as printed gives, whatever the keep ratio."""
+        return self.selection.method in BY_IMPORTANCE and self.selection.allocation == "literal"
+
     @classmethod
     def of(cls, name: str, base: Selection) -> "Variant":
         method, *settings = name.split(":")
-        plain = replace(base, method=method)
+        Selection(method=method)  # raises for an unknown one
         known = sample.reads(method)
         kinds = {f.name: type(f.default) for f in fields(Selection) if f.name in known}
         given: dict[str, object] = {}
@@ -122,7 +128,7 @@ class Variant:
                 given[field] = kinds[field](value)
             except ValueError as error:
                 raise ValueError(f"--methods {name}: {field} is {value!r}, expected {kinds[field].__name__}") from error
-        return cls(name, replace(plain, **given))
+        return cls(name, replace(base, method=method, **given))
 
     def permutations(self, count: int, taken: Collection[str]) -> list["Variant"]:
         """Of a permuted control, further ones, so many with itself, that go into its row; not those whose names are taken."""
@@ -169,6 +175,20 @@ class Grid:
         if len(found) < len(given) or not all(found) or not all(found.values()) or taken & set(found):
             raise ValueError(f"--sets {' '.join(given)}: expected NAME=SHARDS, each with a name of its own")
         return found
+
+    def check_methods(self, index: Index) -> None:
+        """What can be known of methods before features are extracted.
+
+        Raises:
+            ValueError: there are too few images for their --bins; --embeddings, which they look at, are not of these images.
+        """
+        selections = [variant.selection for variant in self.variants]
+        needed = [needs(selection.method) for selection in selections]
+        if self.backbone.embeddings and any("embeddings" in each for each in needed):
+            bins.own_embeddings(self.backbone.embeddings, index)
+        for selection, each in zip(selections, needed, strict=True):
+            if each & {"bins", "scores"}:
+                bins.check(index, selection)
 
     def extractor(self, seed: int, index: Index) -> int:
         """The number of a seed's extractor, counted from `Backbone.feature_seed`."""

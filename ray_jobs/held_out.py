@@ -48,15 +48,18 @@ def check_test(name: str, index: Index, test: Index, warn: bool = True) -> None:
         )
 
 
-def check_decodable(job: "Job", test: Index, options: "Evaluation") -> None:
+def check_decodable(job: "Job", test: Index, options: "Evaluation", first: bool = True) -> None:
     """Try every test image before anything is trained, where a worker would find a broken one after its first training.
+
+    Args:
+        first: nothing else is done before workers open the images: what they decode before they train need not be tried.
 
     Raises:
         ValueError: some cannot be decoded; names the first ones and why.
     """
     side = options.image_size or input_side(test.side)
     transforms = [input_transform(arch, side) for arch in options.archs(job.device)]
-    if all(how_to_hold(test, transform, options.memory) == "decoded" for transform in transforms):
+    if first and all(how_to_hold(test, transform, options.memory) == "decoded" for transform in transforms):
         return  # they are decoded before a worker trains
     found = decode.run(job, test)
     if not found.summary["undecodable"]:

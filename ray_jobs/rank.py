@@ -73,7 +73,7 @@ def run(
         job.run.params({"distilled": distilled, "test": " ".join(test)} | asdict(options))
         index, held_out = ingest.run(job, data), ingest.run(job, replace(data, data=test), False, "test")
         check_test(REAL, index, held_out)
-        check_decodable(job, held_out, options)
+        check_decodable(job, held_out, options, first=not soft)
         own, _ = further_set(job, DISTILLED, distilled, grid, index, held_out)
         own_rows = labelled(Wanted(DISTILLED, own, grid.seeds), options.labels)
         budget, whole = payload_bytes(own, soft=soft), payload_bytes(index)

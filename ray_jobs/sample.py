@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from adq.coresets import METHODS
 from adq.pool import Pool
-from adq.sampling import kept, shares
+from adq.sampling import kept, literal_shares, shares
 from adq.selection import BY_BINS, BY_IMPORTANCE, Choice, choose, looks_at, needs
 from ray_jobs.bins import embeddings_by_key
 from ray_jobs.dynamics import dynamics_by_key
@@ -21,7 +21,7 @@ from ray_jobs.store import canonical_json, sha256
 if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
 
-VERSION = 2
+VERSION = 3
 # Those of a method's own function, and what stands for its default.
 SETTINGS = {f.name: f.default for f in fields(Selection) if any(f.name in one.settings for one in METHODS.values())}
 
@@ -94,15 +94,15 @@ def run(job: "Job", index: Index, seen: Seen, selection: Selection, quiet: bool 
     def work(stage: Stage) -> tuple[list[Part], dict]:
         table, pool = _pool(index, seen, method)
         importance = seen.scores.table("scores")["importance"].to_numpy() if "scores" in needs(method) else None
-        alpha = selection.alpha if method in BY_IMPORTANCE else 0.0
+        alpha, allocation = (selection.alpha, selection.allocation) if method in BY_IMPORTANCE else (0.0, "share")
         made = choose(
-            pool, method, selection.keep, selection.seed, importance, alpha, selection.allocation, selection.balance,
+            pool, method, selection.keep, selection.seed, importance, alpha, allocation, selection.balance,
             selection.permutation, **settings,
         )  # fmt: skip
         subset = table.filter(pa.array(made.chosen))
         subset = subset.add_column(2, "bin", pa.array(made.bins[made.chosen], pa.int32()))
         parts = [
-            stage.commit_table("quotas", _quota_table(made, kept(selection.keep, len(pool.keys)), alpha)),
+            stage.commit_table("quotas", _quota_table(made, kept(selection.keep, len(pool.keys)), alpha, allocation)),
             stage.commit_table("subset", subset),
         ]
         per_class = made.drawn.sum(axis=0)[made.sizes.sum(axis=0) > 0]
@@ -149,10 +149,14 @@ def _pool(index: Index, seen: Seen, method: str) -> tuple[pa.Table, Pool]:
     return table, Pool(table["key"].to_pylist(), labels, embeddings, bins, ranks, dynamics, len(index.classes))
 
 
-def _quota_table(made: Choice, total: int, alpha: float) -> pa.Table:
+def _quota_table(made: Choice, total: int, alpha: float, allocation: str) -> pa.Table:
     """A row for every bin and class; share is the bin's real-valued share of its images before rounding."""
     in_bins = made.sizes.sum(axis=1)
-    wanted = shares(made.importance, in_bins, total, alpha) / np.maximum(in_bins, 1)
+    if allocation == "literal":
+        wanted = literal_shares(made.importance, in_bins, alpha)
+    else:
+        alpha = 1.0 if allocation == "code" else alpha
+        wanted = shares(made.importance, in_bins, total, alpha) / np.maximum(in_bins, 1)
     bins, classes = np.indices(made.sizes.shape)
     return pa.table({
         "bin": bins.ravel().astype(np.int32), "class": classes.ravel().astype(np.int32), "size": made.sizes.ravel(),

@@ -27,7 +27,10 @@ class Standing:
 
 def ratios_of(done: Sequence[Outcome]) -> list[float]:
     """The keep ratios of a grid, ascending, without the whole set, which all methods share."""
-    return sorted({one.keep for one in done if one.method in BASELINES and one.keep < 1})
+    named = {one.method for one in done}
+    if not named & set(BASELINES):  # then those that some method has several of: a set of --sets has one
+        named = {name for name in named if len({one.keep for one in done if one.method == name}) > 1}
+    return sorted({one.keep for one in done if one.keep < 1 and one.method in (named & set(BASELINES) or named)})
 
 
 def standings(done: Sequence[Outcome]) -> list[Standing]:

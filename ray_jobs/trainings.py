@@ -104,7 +104,7 @@ class Opened:
     ) -> Held | Streamed:
         transform = training.classifier.transform
         soft = training.soft and role == "train"  # tests count hard labels
-        wanted = (index.manifest.content, transform, rows.digest if rows else None, soft, leave_out)
+        wanted = (index.manifest.content, transform, how, rows.digest if rows else None, soft, leave_out)
         if role not in self._open or self._open[role][0] != wanted:
             self._open.pop(role, None)  # before the next one takes memory
             positions = None if rows is None else rows.positions

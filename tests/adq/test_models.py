@@ -92,6 +92,12 @@ def test_small_resnet_keeps_the_resolution_of_its_first_stage(arch):
     assert shapes == [(32, 32)]
 
 
+def test_a_convnet_without_a_width_has_the_usual_one():
+    assert build("convnet-d3", CLASSES, 32, 0)(torch.zeros(1, 3, 32, 32)).shape == (1, CLASSES)
+    sizes = [sum(p.numel() for p in build("convnet-d3", CLASSES, 32, width).parameters()) for width in (0, 128, 8)]
+    assert sizes[0] == sizes[1] > sizes[2]
+
+
 @pytest.mark.parametrize("size", [28, 40, 64])
 @pytest.mark.parametrize("arch", ["vit", "swin", "convnext", "mobilenet_v2", "convnet-d3-w8", "alexnet"])
 def test_small_forms_take_other_small_sizes(arch, size):

@@ -1,5 +1,7 @@
 """One door for all methods: quotas and draws of ADQ and its controls, picks of the others."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -85,8 +87,11 @@ def test_settings_reach_the_functions_that_read_them(method, settings):
 
 def test_what_is_missing_or_unknown_is_said():
     pool = make_pool()
-    with pytest.raises(ValueError, match="adq-reversed needs the bins and the importance of each"):
+    with pytest.raises(ValueError, match="adq-reversed needs the importance of each bin"):
         choose(pool, "adq-reversed", 0.1, 0)
+    for method in ("dq", "adq", "prefix"):
+        with pytest.raises(ValueError, match="needs (the )?bins"):
+            choose(replace(pool, bins=None), method, 0.1, 0, np.ones(5) if method == "adq" else None)
     with pytest.raises(ValueError, match=r"method 'best': expected one of adq, adq-permuted, .*, d2"):
         choose(pool, "best", 0.1, 0)
     with pytest.raises(ValueError, match=r"--keep 2: expected a share"):

@@ -288,9 +288,11 @@ def test_an_estimate_trains_nothing(compared, shards, capsys):
         ("random", "0.00001", "keeps none; raise it"),
         ("random", ",", "--keep ,: expected at least one share"),
         ("random", "0.1,0.10000001", "differ in the seventh digit alone"),
+        ("random,adq:bins=5000", "0.1", "of the largest class cannot fill 5000 bins; lower --bins"),
     ],
 )
-def test_what_cannot_be_compared_is_said(cluster, compared, shards, methods, keep, message):
+def test_what_cannot_be_compared_is_said(cluster, compared, shards, monkeypatch, methods, keep, message):
+    monkeypatch.setattr(compare, "estimate", lambda *_: pytest.fail("said only after hours"))
     with pytest.raises(ValueError, match=message):
         wanted = grid(shards, compared / "wrong", methods=methods, keep=keep)
         compare.run(wanted, CPU, Place(store=str(compared / "runs")))

@@ -12,6 +12,7 @@ from ray_jobs.comparison import (
     cells,
     compared_at,
     differences_elsewhere,
+    dq_of,
     few_permutations,
     of_other_bins,
     of_other_sizes,
@@ -90,6 +91,20 @@ def test_a_method_is_held_against_the_dq_of_its_bins():
     }  # fmt: skip
     assert of_other_bins(found) == "adq:bins=20: over DQ is over a dq of other bins; name the dq of the same, too."
     assert of_other_bins([cell for cell in found if cell.method != "adq:bins=20"]) == ""
+
+
+@pytest.mark.parametrize(
+    ("method", "named"),
+    [
+        ("adq:bins=5:scope=global", "dq:scope=global:bins=5"),
+        ("adq:alpha=1: bins = 5", "dq:bins=5"),
+        ("herding", "dq"),
+        ("adq:balance=none", "dq"),
+        ("adq:bins=5", "dq"),
+    ],
+)
+def test_the_dq_of_the_same_bins_is_known_however_it_was_written(method, named):
+    assert dq_of(method, ["dq:bins=5:balance=none", "dq:balance=none", "dq", named]) == named
 
 
 def test_trainings_that_share_a_selection_are_told():

@@ -59,6 +59,15 @@ def test_trainings_of_further_sets_are_counted():
     assert "bins, scores and the choices are not counted" in text
 
 
+def test_what_eq_10_as_printed_keeps_is_counted_as_the_most_that_it_can_be():
+    comparison = Comparison("random,adq", keep="0.1,0.5", without_controls=True)
+    grid = Grid(comparison, Evaluation(), Data(), Selection(allocation="literal"), Backbone(), (), "out")
+    expected = cost.Expected.of_shares(grid, INDEX, ())
+    assert expected.sizes == [100, 1000, 500, 1000]
+    assert expected.said.endswith("(literal ones counted as all images, the most that they can keep)")
+    assert "literal" not in cost.Expected.of_shares(replace(grid, selection=Selection()), INDEX, ()).said
+
+
 def test_short_trainings_and_features_are_counted_where_methods_need_them():
     plain = said("random")
     assert "features" not in plain and "short trainings" not in plain

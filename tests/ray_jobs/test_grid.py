@@ -111,6 +111,9 @@ def test_settings_that_methods_read_are_taken():
     assert Variant.of("dq:scope=global", Selection()).selection.scope == "global"
     assert Variant.of("adq-permuted:score-norm=zscore", Selection()).selection.score_norm == "zscore"
     assert Variant.of("prefix:depth=0.5", Selection()).selection.depth == 0.5
+    assert Variant.of("support-points:scope=class", Selection(scope="global")).selection.scope == "class"
+    with pytest.raises(ValueError, match="use --scope class"):
+        Variant.of("support-points", Selection(scope="global"))
     every = {field.name for field in fields(Selection)} - {"method", "keep", "seed"}
     assert Variant.of("ccs:beta=0", Selection()).selection.beta == 0.0
     assert Variant.of("d2:neighbours=5:gamma-reverse=2", Selection()).selection.neighbours == 5

@@ -44,3 +44,7 @@ def test_broken_test_images_are_named_before_anything_is_trained(cluster, tmp_pa
             ValueError, match=r"2 of the 40 test images cannot be decoded(.|\n)*a\.tar: key 'image0003' \("
         ):
             check_decodable(job, test, Evaluation("convnet-d3"))
+        monkeypatch.undo()  # such few images are held decoded
+        check_decodable(job, test, Evaluation("convnet-d3"))
+        with pytest.raises(ValueError, match="2 of the 40 test images"):
+            check_decodable(job, test, Evaluation("convnet-d3"), first=False)

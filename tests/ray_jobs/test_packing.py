@@ -12,11 +12,12 @@ from adq.training import Recipe
 from ray_jobs import classifier, packing
 from ray_jobs.classifier import Classifier, fit
 from ray_jobs.cluster import Cluster
+from ray_jobs.loading import how_to_hold
 from ray_jobs.options import Compute
 from ray_jobs.packing import Alone, Trainer, pack
 from ray_jobs.stages import Stage
 from ray_jobs.store import Store
-from ray_jobs.trainings import PART, Plan, Training, correct_of
+from ray_jobs.trainings import PART, Plan, Training, correct_of, facts_of
 from tests.ray_jobs.images import drawn, index_of
 
 EPOCHS = 4
@@ -83,6 +84,27 @@ def test_a_training_that_was_cut_off_goes_on_to_the_same_bits(tmp_path, sets, st
     assert halves.stage.committed()[PART].sha256 == whole.stage.committed()[PART].sha256
     assert len(correct_of(halves)) == sets[1].images
     assert not list(tmp_path.rglob("*state*")), "nothing is left behind"
+
+
+def test_what_a_worker_trained_before_changes_no_result(tmp_path, sets, one_thread):
+    """The same images at the same size, held decoded for one network and as files for one that crops them itself."""
+
+    def training(store: str, arch: str, augment: str) -> Training:
+        recipe, transform = Recipe(steps=4, batch_size=8, lr=0.05, augment=augment), input_transform(arch, 32)
+        how = how_to_hold(sets[0], transform, 4.0, 0, augment)
+        network = Classifier(arch, 3, 8, transform, recipe, 0)
+        return Training("s", sets[0], network, how, Stage(Store(str(tmp_path / store)), "training", 1, {}, {}))
+
+    alone, first, after = (
+        training("alone", "convnet-d3-w8", "resized-crop-flip"), training("first", "convnet-d2-w8", "crop-flip"),
+        training("after", "convnet-d3-w8", "resized-crop-flip"),
+    )  # fmt: skip
+    assert first.how != alone.how and first.classifier.transform == alone.classifier.transform
+    trainer_of(sets).work([], alone)
+    trainer = trainer_of(sets)
+    trainer.work([], first)
+    trainer.work([], after)
+    assert facts_of(after) == facts_of(alone)
 
 
 def test_a_state_of_another_training_is_ignored(tmp_path, sets, steps, monkeypatch, one_thread):

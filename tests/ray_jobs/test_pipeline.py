@@ -172,6 +172,16 @@ def test_every_method_keeps_the_same_number(calm, shards, tmp_path):
                 assert set(table["bin"].to_pylist()) == {0}
 
 
+@pytest.mark.parametrize("allocation", ["share", "code", "literal"])
+def test_the_share_of_a_bin_is_what_is_then_rounded(calm, shards, tmp_path, allocation):
+    store = tmp_path / "store"
+    shutil.copytree(calm[0], store, ignore=shutil.ignore_patterns("mlflow*"))
+    done = run([str(shards)], store, tmp_path / "x", "sample", allocation=allocation, balance="none")
+    table = done["sample"].table("quotas").to_pandas().groupby("bin")
+    wanted = table["share"].first() * table["size"].sum()
+    assert np.abs(wanted - table["quota"].sum()).max() < 1 and table["share"].nunique().max() == 1
+
+
 def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cluster, tmp_path):
     samples = real_samples(120, 1)
     samples[7] = (samples[7][0], samples[7][1][:200], samples[7][2])

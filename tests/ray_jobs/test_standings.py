@@ -47,6 +47,13 @@ def test_seeds_that_lack_a_ratio_do_not_count():
     assert "corrected for nothing:\n" in over_all(RANDOM)
 
 
+def test_methods_without_a_baseline_stand_by_the_ratios_that_they_share():
+    own, other = (grid(name, {0.01: (0.2, 0.4), 0.1: (0.4, value)}) for name, value in (("own", 0.6), ("other", 0.8)))
+    of_sets = grid("mine", {0.02: (0.9, 0.9)})
+    assert [one.method for one in standings([*own, *other, *of_sets])] == ["other", "own"]
+    assert ratios_of([*own, *of_sets]) == [0.01, 0.1]
+
+
 def test_several_permutations_of_a_seed_count_once():
     twice = [
         replace(one, selection=number, top1=top1)
