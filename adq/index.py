@@ -75,7 +75,7 @@ class Labels:
         return {name: number for number, name in enumerate(self.classes or ())}
 
     def parse(self, data: bytes, where: str) -> int:
-        """The label as an integer; a text that is a class name and a number, too, is the name (`class_texts` writes such).
+        """The label as an integer; what is a class name and a number, too, is the name (`class_texts` writes such).
 
         Raises:
             ValueError: there is none, or one outside the classes.
@@ -89,8 +89,8 @@ class Labels:
                     value = value[part]
             except (ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
                 raise ValueError(f"{where}: no field {field!r} in its json member; see --label") from error
-        if isinstance(value, str) and value in self._numbers:
-            return self._numbers[value]
+        if not isinstance(value, bool) and str(value) in self._numbers:
+            return self._numbers[str(value)]
         if not re.fullmatch(r"[+-]?[0-9]{1,9}", str(value)):  # int() would take 1_0 for 10
             raise ValueError(f"{where}: label {str(value)[:60]!r} is neither a number nor a class name; see --classes")
         label = int(str(value))

@@ -80,11 +80,11 @@ def file_info(path: str) -> pafs.FileInfo:
     return fs.get_file_info([inside])[0]
 
 
-def _children(folder: str) -> list[str]:
-    """Addresses of the files in a folder; empty where there is no such folder."""
+def _children(folder: str, kind: pafs.FileType = pafs.FileType.File) -> list[str]:
+    """Addresses of the files, or folders, in a folder; empty where there is no such folder."""
     fs, inside = filesystem(folder)
     infos = fs.get_file_info(pafs.FileSelector(inside, allow_not_found=True))
-    return sorted(join(folder, posixpath.basename(i.path)) for i in infos if i.type == pafs.FileType.File)
+    return sorted(join(folder, posixpath.basename(i.path)) for i in infos if i.type == kind)
 
 
 def locate(patterns: Sequence[str]) -> DataSet:
@@ -127,11 +127,24 @@ def _match(path: str) -> list[str]:
     if info.type == pafs.FileType.Directory:
         return [p for p in _children(path) if p.endswith(".tar")]
     if info.type == pafs.FileType.File:
+        if not path.endswith(".tar"):
+            raise ValueError(f"{path}: shards are files that end in .tar; rename it if it is one")
         return [path]
+    return [found for found in _globbed(path, pafs.FileType.File) if found.endswith(".tar")]
+
+
+def _globbed(path: str, kind: pafs.FileType) -> list[str]:
+    """What a path with wildcards names, in any of its components; not that path itself, where it has none."""
     folder, name = posixpath.split(path)
-    if not any(c in name for c in "*?["):
+    if not any(c in path for c in "*?[") or folder in ("", path):
         return []
-    return [p for p in _children(folder) if fnmatch.fnmatchcase(posixpath.basename(p), name)]
+    above = [folder] if file_info(folder).type == pafs.FileType.Directory else _globbed(folder, pafs.FileType.Directory)
+    return [
+        found
+        for parent in above
+        for found in _children(parent, kind)
+        if fnmatch.fnmatchcase(posixpath.basename(found), name)
+    ]
 
 
 def fingerprint(data: DataSet) -> list[tuple[str, int, str]]:

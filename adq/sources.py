@@ -6,6 +6,7 @@ and headers can show is checked before the first sample, and nothing is unpickle
 
 import hashlib
 import os
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -52,6 +53,10 @@ def image_folder(path: str | Path, extensions: Iterable[str] = IMAGE_EXTENSIONS)
         raise FileNotFoundError(f"{root}: no such folder. Give a folder that holds one folder of images per class.")
     extensions = tuple(extensions)
     classes = tuple(folder_names(root))
+    if skipped := [name for name in classes if re.fullmatch("__.*__", name)]:
+        raise ValueError(
+            f"{root / skipped[0]}: readers of WebDataset shards skip names such as __NAME__. Rename the folder, or move it away."
+        )
     labels = {name: label for label, name in enumerate(classes)}
     names = list_images(root, extensions)
     loose = [name for name in names if "/" not in name]
@@ -92,8 +97,10 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
         images = [name for name in names if name.startswith(f"{root}{split}/") and extension(name) in IMAGE_EXTENSIONS]
         keys = [key_of(name.rpartition("/")[2]) for name in images]
         annotated = {}
-        if split == "val" and root + "val/val_annotations.txt" in names:
-            rows = (line.split() for line in read(root + "val/val_annotations.txt").decode().splitlines())
+        annotations = [root + "val/val_annotations.txt"] if split == "val" else []
+        annotations = [name for name in annotations if name in names]
+        for name in annotations:
+            rows = (line.split() for line in read(name).decode().splitlines())
             annotated = {row[0]: row[1] for row in rows if len(row) > 1}
         words = _first_words(read(root + "words.txt").decode()) if root + "words.txt" in names else {}
     labels = {wnid: label for label, wnid in enumerate(ids)}
@@ -121,7 +128,7 @@ def tiny_imagenet(path: str | Path, split: str) -> Source:
             for name, key, label in zip(images, keys, assigned, strict=True):
                 yield Record(key, extension(name), read(name), label)
 
-    files = [place / name for name in (root + "wnids.txt", *images)] if place.is_dir() else [place]
+    files = [place / name for name in (root + "wnids.txt", *annotations, *images)] if place.is_dir() else [place]
     return Source(tuple(classes), samples(), len(images), tuple(files))
 
 

@@ -7,7 +7,7 @@ import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from adq.cifar import cifar, download_cifar
@@ -45,6 +45,10 @@ class Conversion:
 
     def __post_init__(self):
         if self.source is None:
+            idle = [f for f in fields(self) if getattr(self, f.name) != f.default]
+            if idle:
+                name = {"from_path": "from"}.get(idle[0].name, idle[0].name.replace("_", "-"))
+                raise ValueError(f"--{name}: belongs to --source, which says the layout to make shards of")
             return
         if self.source not in KINDS:
             raise ValueError(f"--source {self.source}: expected one of {', '.join(KINDS)}")

@@ -15,6 +15,7 @@ from adq.extractor import InputTransform
 from adq.features import load
 from adq.images import UndecodableImage
 from adq.shards import read_ranges, tar_bytes
+from palette.codec import LARGEST_SIDE
 from palette.export import class_folders, hard_labels, members, samples
 from palette.quantize import used_colours
 from ray_jobs.distilled_budget import fitting
@@ -156,7 +157,7 @@ def _figures(found: DistilledSet, distill: Manifest, index: Index, transform: In
     }
     if mean is not None:
         figures["colors"] = palette_figures.colors_in_use(steps, mean, least, found.palettes.shape[1])
-    image = _first_image(index, transform)
+    image = _first_image(index, transform) if transform.crop <= LARGEST_SIDE else None
     return figures | ({"bits": palette_figures.bit_depths(image)} if image is not None else {})
 
 

@@ -53,7 +53,8 @@ def probably(
     """
     classes, side = index.classes, transform.crop
     least = surely(budget, side, colors, classes, soft)
-    rows = np.arange(0, index.images, max(1, index.images // SAMPLED))
+    sampled = min(SAMPLED, index.images, images_in_container(side, colors))
+    rows = np.arange(sampled) * index.images // sampled
     held = open_set(index, transform, "decoded", 1, leave_out, rows)
     palettes, indices = median_cut(held.images.images.permute(0, 2, 3, 1).contiguous().numpy(), colors)
     taken = len(encode(palettes, indices, held.labels.astype(np.int64), classes)) - _frame(classes)

@@ -3,6 +3,7 @@
 import json
 import posixpath
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # what only the driver needs is not loaded by the actors
     from ray_jobs.job import Job
     from ray_jobs.options import Data
 
-VERSION = 3
+VERSION = 4
 SKIP = "leave them out with --skip-corrupt"
 COPY = "make shards without them: encode --encode original --skip-corrupt"  # of a command that leaves out nothing
 MEMBER = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("sha256", pa.string())])
@@ -222,6 +223,7 @@ def run(job: "Job", data: "Data", require_all_classes: bool = True, context: str
         _check_duplicates(table, shards)
         summary = _summary(table, tables, names, data.image_extensions, sum(size for _, size, _ in marks))
         classes = "".join(f"{name}\n" for name in summary["class_names"]).encode()  # what follows hangs on them, too
+        table = table.replace_schema_metadata({"images": json.dumps(_endings(table, data.image_extensions))})
         return [
             *scans,
             stage.commit_table("index", table),
@@ -240,6 +242,13 @@ def run(job: "Job", data: "Data", require_all_classes: bool = True, context: str
                 f"{shards.root}: no images of class {', '.join(empty[:5])}; mend the classes file or the data"
             )
     return index
+
+
+def _endings(table: pa.Table, image_ext: Sequence[str]) -> list[str]:
+    """The extensions of the members that are the images: each sample has one of them, so they say which member it is."""
+    names = pc.utf8_lower(pc.struct_field(table["members"].combine_chunks().flatten(), "name"))
+    found = pc.unique(pc.struct_field(pc.extract_regex(names, r"\.(?P<ending>[^.]*)$"), "ending")).to_pylist()
+    return sorted(set(found) & set(image_ext))
 
 
 def _check_duplicates(table: pa.Table, shards: DataSet) -> None:

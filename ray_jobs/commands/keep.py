@@ -38,6 +38,8 @@ def compress(data, selection, storage, spend, backbone, compute, place, out, est
 def ingest(conversion, data, compute, place):
     """Read and check shards; with --source, make them first from CIFAR, ImageFolder, Tiny-ImageNet or ImageNet."""
     if conversion.source:
+        if data.data:
+            raise ValueError("--source makes the shards that are read: leave --data out")
         data = Data(**{**data.__dict__, "data": tuple(convert(conversion))})
     pipeline.run(pipeline.Compression(data, Backbone(), Selection()), compute, place, "ingest")
 

@@ -283,6 +283,13 @@ def test_classes_named_by_numbers_are_written_so_that_they_are_read_back(names):
     assert class_texts(("cat", "7", "dog")) == ["0", "1", "2"], "no class has the number 7"
 
 
+@pytest.mark.parametrize("value", [7, "7"])
+def test_a_number_in_json_is_the_class_of_that_name_too(value):
+    labels = Labels("json:y", ("5", "7", "0", "1"))
+    assert labels.parse(json.dumps({"y": value}).encode(), "") == 1
+    assert Labels("json:y", ("cat", "dog")).parse(b'{"y": 1}', "") == 1
+
+
 def test_a_number_of_more_classes_than_a_container_holds_is_refused():
     assert Labels().parse(b"65534", "") == 65534
     with pytest.raises(ValueError, match=r"x: label 65535 is outside the classes \(0 to 65,534\); see --classes"):

@@ -90,7 +90,7 @@ def test_what_is_missing_or_unknown_is_said():
     with pytest.raises(ValueError, match="adq-reversed needs the importance of each bin"):
         choose(pool, "adq-reversed", 0.1, 0)
     for method in ("dq", "adq", "prefix"):
-        with pytest.raises(ValueError, match="needs (the )?bins"):
+        with pytest.raises(ValueError, match=r"needs (the )?bins"):
             choose(replace(pool, bins=None), method, 0.1, 0, np.ones(5) if method == "adq" else None)
     with pytest.raises(ValueError, match=r"method 'best': expected one of adq, adq-permuted, .*, d2"):
         choose(pool, "best", 0.1, 0)

@@ -77,11 +77,22 @@ def plain(samples) -> list[dict]:
         (["{train,val}-0.tar"], ["train-0.tar", "val-0.tar"]),
         (["train-1.tar", "train-*.tar", "train-{0..3}.tar"], [f"train-{n}.tar" for n in range(4)]),
         (["train-0.tar", "more"], ["more/train-9.tar", "train-0.tar"]),
+        (["m*/train-*.tar"], ["train-9.tar"]),
+        (["mor[e-f]/train-9.tar", "val-?.tar"], ["more/train-9.tar", "val-0.tar"]),
+        (["*/*"], ["train-9.tar"]),
+        (["*"], ["train-0.tar", "train-1.tar", "train-2.tar", "train-3.tar", "val-0.tar"]),
     ],
 )
 def test_every_kind_of_pattern(folder, patterns, expected):
     found = locate([f"{folder}/{pattern}" for pattern in patterns])
-    assert found == DataSet(str(folder), tuple(expected))
+    assert found.root == str(folder) + ("/more" if expected == ["train-9.tar"] else "")
+    assert found.shards == tuple(expected)
+
+
+def test_a_file_that_is_no_tar_is_refused(folder):
+    (folder / "train.wds").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"train\.wds: shards are files that end in \.tar; rename it"):
+        locate([f"{folder}/train.wds"])
 
 
 def test_the_shards_do_not_depend_on_the_order_of_the_patterns(folder):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import pickle
 import re
+import shutil
 import tarfile
 import zipfile
 from pathlib import Path
@@ -225,6 +226,10 @@ def test_image_folder_errors(tmp_path):
     with raises(ValueError, tmp_path, "no images in class dog"):
         image_folder(tmp_path)
     assert image_folder(tmp_path, extensions=("jpg", ".HEIC")).count == 2
+    write_files(tmp_path, {"__background__/1.jpg": b""})
+    with raises(ValueError, tmp_path / "__background__", "skip names such as __NAME__", "Rename the folder"):
+        image_folder(tmp_path)
+    shutil.rmtree(tmp_path / "__background__")
     write_files(tmp_path, {"stray.png": b""})
     with raises(ValueError, tmp_path / "stray.png", "outside"):
         image_folder(tmp_path)
@@ -269,6 +274,15 @@ def test_tiny_imagenet_labels_are_sorted_ids(tmp_path, form):
         "val_2": (b"val 2", 0),
         "val_3": (b"val 3", 1),
     }
+
+
+def test_the_labels_of_tiny_imagenets_val_are_among_its_files(tmp_path):
+    folder = (
+        write_files(tmp_path, {f"tiny-imagenet-200/{name}": data for name, data in TINY.items()}) / "tiny-imagenet-200"
+    )
+    names = {name for split in ("train", "val") for name in map(str, tiny_imagenet(folder, split).files)}
+    assert str(folder / "val/val_annotations.txt") in names
+    assert not [path for path in tiny_imagenet(folder, "train").files if path.name == "val_annotations.txt"]
 
 
 def test_tiny_imagenet_val_sorted_into_class_folders_and_without_words(tmp_path):

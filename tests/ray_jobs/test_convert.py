@@ -239,6 +239,16 @@ def test_options_that_cannot_be_meant(options, message):
         Conversion(**{"source": "imagefolder", "from_path": "a", "out": "b"} | options)
 
 
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"from_path": "a"}, "from"), ({"out": "b"}, "out"), ({"split": "val"}, "split"), ({"val_labels": "c"}, "val-labels")],
+)  # fmt: skip
+def test_options_of_a_source_without_one_are_refused(options, name):
+    with pytest.raises(ValueError, match=f"--{name}: belongs to --source"):
+        Conversion(**options)
+    Conversion()
+
+
 @pytest.mark.parametrize("option", ["from", "out"])
 def test_relative_places_in_a_submitted_job_are_refused(photos, tmp_path, monkeypatch, option):
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")

@@ -3,11 +3,12 @@
 import numpy as np
 import pytest
 
+from adq.extractor import input_transform
 from palette.codec import decode, encode, payload_bytes
-from ray_jobs import distilled_budget, distilled_set, distilling
+from ray_jobs import distilled_budget, distilled_set, distilling, ingest
 from ray_jobs.distill import stages
 from ray_jobs.job import opened
-from ray_jobs.options import Place
+from ray_jobs.options import Data, Place
 from tests.ray_jobs.conftest import CLASSES, CPU
 from tests.ray_jobs.distilling import one_by_one, wanted
 
@@ -61,6 +62,14 @@ def test_a_budget_is_filled_by_what_real_images_take(job, shards, tmp_path, monk
     )
     with pytest.raises(ValueError, match="one image a class takes"):
         distilled_budget.fitting(whole, CLASSES, 900)
+
+
+def test_no_more_images_are_sampled_than_one_container_holds(job, shards, monkeypatch):
+    index, taken, cut = ingest.run(job, Data(data=(str(shards),))), [], distilled_budget.median_cut
+    monkeypatch.setattr(distilled_budget, "images_in_container", lambda *_: 7)
+    monkeypatch.setattr(distilled_budget, "median_cut", lambda images, k: taken.append(len(images)) or cut(images, k))
+    transform = input_transform("convnet-d3", 32)
+    assert distilled_budget.probably(2000, index, transform, 4, False) > 3 and taken == [7]
 
 
 @pytest.mark.parametrize(("side", "colors", "soft"), [(32, 32, False), (128, 64, False), (32, 2, True)])

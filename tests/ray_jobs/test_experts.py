@@ -1,6 +1,7 @@
 """Experts on real images: one task each, resumable inside, found again; and trajectory matching that uses them."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -98,6 +99,9 @@ def test_an_expert_that_is_killed_goes_on_and_more_experts_find_those_that_are_d
         times.items()
         <= {path: path.stat().st_mtime_ns for path in Path(job.store.root).glob("expert/*/parts/*")}.items()
     )
+    shutil.rmtree(job.store.path(three.each[1].stage.folder))  # what is deleted of a store is made again
+    again = train(job, index, NETWORK, replace(EXPERTS, experts=3))
+    assert [e.content for e in again.each] == [e.content for e in three.each]
 
 
 @pytest.mark.parametrize("soft", [False, True])

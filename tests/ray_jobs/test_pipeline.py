@@ -15,8 +15,9 @@ import pytest
 
 from adq.container import pack
 from adq.shards import tar_bytes
-from ray_jobs import bins, compress
+from ray_jobs import bins, compress, ingest
 from ray_jobs.feature_cost import Looked
+from ray_jobs.job import opened
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from tests.bench.kills import STAGES, begun, command, finish, kill_when, outputs
 from tests.ray_jobs.conftest import CLASSES, CPU, members, real_samples, write_shard
@@ -180,6 +181,20 @@ def test_the_share_of_a_bin_is_what_is_then_rounded(calm, shards, tmp_path, allo
     table = done["sample"].table("quotas").to_pandas().groupby("bin")
     wanted = table["share"].first() * table["size"].sum()
     assert np.abs(wanted - table["quota"].sum()).max() < 1 and table["share"].nunique().max() == 1
+
+
+def test_another_member_as_the_image_is_another_data_set(cluster, tmp_path):
+    left, right = (bytes(f"P6 4 4 255\n{side * 48}", "ascii") for side in "ab")  # of as many bytes, with one header
+    members = [
+        (f"{n}.{ext}", data) for n in range(2) for ext, data in (("left", left), ("right", right), ("cls", b"0"))
+    ]
+    (tmp_path / "a.tar").write_bytes(tar_bytes(members))
+    with opened(Place(store=str(tmp_path / "runs")), CPU, "test", ["ext"]) as job:
+        contents = {
+            ext: ingest.run(job, Data((str(tmp_path / "a.tar"),), image_ext=ext)).manifest.content
+            for ext in ("left", "right", "left,png")
+        }
+    assert contents["left"] != contents["right"] and contents["left"] == contents["left,png"]
 
 
 def test_undecodable_images_are_listed_then_left_out_without_extracting_again(cluster, tmp_path):
