@@ -87,8 +87,8 @@ def _children(folder: str, kind: pafs.FileType = pafs.FileType.File) -> list[str
     return sorted(join(folder, posixpath.basename(i.path)) for i in infos if i.type == kind)
 
 
-def locate(patterns: Sequence[str]) -> DataSet:
-    """Every shard that the patterns name: brace patterns, globs, folders or files; local, s3:// or gs://.
+def locate(patterns: Sequence[str], ending: str = ".tar") -> DataSet:
+    """Every shard, or file of another ending, that the patterns name: brace patterns, globs, folders or files; local, s3:// or gs://.
 
     Raises:
         FileNotFoundError: a pattern that matches nothing, or a shard of a brace pattern that is missing.
@@ -100,7 +100,7 @@ def locate(patterns: Sequence[str]) -> DataSet:
     missing: list[str] = []
     for pattern in patterns:
         for name in braceexpand.braceexpand(pattern):
-            matches = _match(absolute(name))
+            matches = _match(absolute(name), ending)
             found.update(matches)
             if not matches:
                 missing.append(name)
@@ -122,15 +122,15 @@ def _common_address(folders: list[str]) -> str:
     return f"{scheme}://" + posixpath.commonpath([folder.partition("://")[2] for folder in folders])
 
 
-def _match(path: str) -> list[str]:
+def _match(path: str, ending: str) -> list[str]:
     info = file_info(path)  # first: a folder's own name may hold * ? or [
     if info.type == pafs.FileType.Directory:
-        return [p for p in _children(path) if p.endswith(".tar")]
+        return [p for p in _children(path) if p.endswith(ending)]
     if info.type == pafs.FileType.File:
-        if not path.endswith(".tar"):
-            raise ValueError(f"{path}: shards are files that end in .tar; rename it if it is one")
+        if not path.endswith(ending):
+            raise ValueError(f"{path}: a file that ends in {ending} is expected; rename it if it is one")
         return [path]
-    return [found for found in _globbed(path, pafs.FileType.File) if found.endswith(".tar")]
+    return [found for found in _globbed(path, pafs.FileType.File) if found.endswith(ending)]
 
 
 def _globbed(path: str, kind: pafs.FileType) -> list[str]:

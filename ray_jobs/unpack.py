@@ -134,7 +134,7 @@ def _samples(contents: Contents, start: int) -> Iterator[tuple[str, dict[str, by
 
 def _located(source: str) -> list[str]:
     try:
-        found = locate([source])
+        found = locate([source], "")
     except FileNotFoundError as error:
         raise FileNotFoundError(f"--from {source}: no such file; give files that pack or distill wrote") from error
     return [join(found.root, name) for name in found.shards]

@@ -91,7 +91,7 @@ def test_every_kind_of_pattern(folder, patterns, expected):
 
 def test_a_file_that_is_no_tar_is_refused(folder):
     (folder / "train.wds").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"train\.wds: shards are files that end in \.tar; rename it"):
+    with pytest.raises(ValueError, match=r"train\.wds: a file that ends in \.tar is expected; rename it"):
         locate([f"{folder}/train.wds"])
 
 
