@@ -32,9 +32,9 @@ from ray_jobs.seen import extracts, trained_epochs
 from ray_jobs.trainings import Plan
 
 FIRST = 64  # images of a set on which decoding is measured, at most
-ALONE = 500_000_000  # bytes of memory of the entry point without data
+ALONE = 700_000_000  # bytes of memory of the entry point without data
 ROW = 1000  # for each image, its key, its members and what is chosen
-GRAPHCUT = 17  # bytes of memory a number of the embeddings, at most, where the entry point cuts the bins
+GRAPHCUT = 18  # bytes of memory a number of the embeddings, at most, where the entry point cuts the bins
 SORTED = 8  # where it holds and sorts them
 LATER = "              bins, scores and the choices are not counted; what is done already is"
 
