@@ -14,7 +14,7 @@ from ray_jobs.classifier import input_side
 from ray_jobs.comparison import Cell, Outcome, cells, report
 from ray_jobs.cost import Expected, estimate, gpus_each, of_trainings
 from ray_jobs.evaluate import Wanted, check_parts, finish, labelled, planned
-from ray_jobs.grid import Grid, Selected, further_set, warn_of_soft_labels
+from ray_jobs.grid import Grid, Selected, sets_named, warn_of_soft_labels
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
@@ -107,18 +107,19 @@ def train_and_tell(job: Job, grid: Grid, sets: Sets, test: Index, more: str = ""
 
 
 def further_sets(job: Job, grid: Grid, source: Index, test: Index) -> Sets:
-    """The sets of --sets, which no method selects. Raises ValueError as `grid.further_set`."""
-    sets = grid.named_sets.items()
-    return [row for name, shards in sets for row in _further(job, name, shards, grid, source, test)]
+    """The sets of --sets, which no method selects. Raises ValueError as `grid.sets_named`."""
+    groups = (
+        group for name, places in grid.named_sets.items() for group in sets_named(job, name, places, grid, source, test)
+    )
+    return [row for group in groups for own, each in group for row in _further(own, each, grid.evaluation.labels)]
 
 
-def _further(job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index) -> Sets:
+def _further(own: Index, each: list[Outcome], labels: str) -> Sets:
     """A set of --sets and its outcomes; with both kinds of labels twice, where it has soft ones."""
-    own, each = further_set(job, name, shards, grid, source, test)
-    if grid.evaluation.labels == "hard":
+    name, found = each[0].method, []
+    if labels == "hard":
         warn_of_soft_labels(name, own)
-    found = []
-    for one in labelled(Wanted(name, own, grid.seeds), grid.evaluation.labels):
+    for one in labelled(Wanted(name, own, [outcome.seed for outcome in each]), labels):
         payload = payload_bytes(own, soft=one.soft)
         wanted = replace(one, name=f"{one.name} keep {each[0].keep:g}")
         found.append((wanted, [replace(outcome, method=one.name, payload=payload) for outcome in each]))

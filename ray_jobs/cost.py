@@ -95,9 +95,12 @@ def estimate(job: Job, index: Index, test: Index, grid: Grid, expected: Expected
     measured = rates(job, Plan((), replace(test), {}), asked, gpus_each(grid.comparison.gpus_per_training, side))
     decoding = seconds_to_decode(index, classifiers[0].transform)
     rows = {size: some_rows(index, size) for size in set(expected.sizes)}  # of millions of images, once
-    every = [Wanted("", index, (), rows[size]) for size in expected.sizes] + list(further)
-    pieces = [Piece.expected(classifier, one, options) for classifier in classifiers for one in every] * options.seeds
-    said = f"({expected.said} + {len(further)} of --sets)" if further else expected.said
+    every = [Wanted("", index, grid.seeds, rows[size]) for size in expected.sizes] + list(further)
+    pieces = [
+        Piece.expected(classifier, one, options) for classifier in classifiers for one in every for _ in one.seeds
+    ]
+    # Several of --sets that share a name and the seeds are one.
+    said = f"({expected.said} + {len({one.name for one in further})} of --sets)" if further else expected.said
     text = (
         f"grid          {said} x {counted(options.seeds, 'seed')} x "
         f"{counted(len(archs), 'network')}: {counted(len(pieces), 'training')}, "

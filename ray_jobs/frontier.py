@@ -22,7 +22,7 @@ from ray_jobs.encoding_cost import sampled
 from ray_jobs.evaluate import Wanted, check_parts, planned
 from ray_jobs.frontier_report import Point, Spent, points, report
 from ray_jobs.frontier_rule import ALL, settings
-from ray_jobs.grid import Grid, Selected, further_set, warn_of_soft_labels
+from ray_jobs.grid import Grid, Selected, sets_named, warn_of_soft_labels
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
@@ -71,7 +71,7 @@ def run(budgets: Budgets, grid: Grid, compute: Compute, place: Place) -> None:
         selected = Selected(job, index, grid)
         _check(job, index, test, grid, copies, storages, sizes)
         further = [
-            row for name, shards in sets.items() for row in _further(job, name, shards, grid, index, test, sizes)
+            row for name, places in sets.items() for row in _further(job, name, places, grid, index, test, sizes)
         ]
         if grid.comparison.estimate:
             _estimate(job, index, test, grid, storages, sizes, [wanted for wanted, _ in further])
@@ -136,25 +136,35 @@ def _estimate(
     counts = [n for each in held for n in each for _ in (grid.variants if n < index.images else "1") if n >= least]
     named = (counted(len(grid.variants), "method"), counted(len(storages), "encoding"), counted(len(sizes), "budget"))
     ranked = index.images * any(storage.needs_network for storage in storages)
-    sets = {wanted.name: wanted for wanted in further}
-    expected = Expected(" x ".join(named), counts, list(sets.values()), ranked)
+    expected = Expected(" x ".join(named), counts, further, ranked)
     print(estimate(job, index, test, grid, expected), flush=True)
 
 
 def _further(
-    job: Job, name: str, shards: str, grid: Grid, source: Index, test: Index, sizes: Sequence[int]
+    job: Job, name: str, places: Sequence[str], grid: Grid, source: Index, test: Index, sizes: Sequence[int]
 ) -> list[tuple[Wanted, Spent]]:
-    """A set of --sets, in the smallest budget that holds it; on hard labels, which are all that its payload counts."""
-    own, each = further_set(job, name, shards, grid, source, test)
-    held = [budget for budget in sizes if budget >= each[0].payload]
-    if not held:
-        print(f"warning: {name} takes {each[0].payload:,} bytes, more than any budget, and is left out")
-        return []
-    warn_of_soft_labels(name, own)
-    rows = [
-        Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars, selection=one.selection) for one in each
-    ]
-    return [(Wanted(spent.title, own, [spent.seed]), spent) for spent in rows]
+    """The sets of a name of --sets, those of one size in the smallest budget that holds each; on hard labels, which are all that
+    their payload counts.
+
+    Raises:
+        ValueError: as `sets_named`; one budget for several sizes.
+    """
+    rows: dict[int, list[tuple[Wanted, Spent]]] = {}
+    for group in sets_named(job, name, places, grid, source, test):
+        payload = max(outcome.payload for _, each in group for outcome in each)
+        held = [budget for budget in sizes if budget >= payload]
+        if not held:
+            print(f"warning: {name} takes {payload:,} bytes, more than any budget, and is left out")
+            continue
+        if held[0] in rows:
+            raise ValueError(f"--sets {name}=...: has sets of several sizes in {as_budget(held[0])}; name them apart")
+        rows[held[0]] = []
+        for own, each in group:
+            warn_of_soft_labels(name, own)
+            for one in each:
+                spent = Spent(name, "", held[0], one.seed, one.images, one.payload, one.tars, selection=one.selection)
+                rows[held[0]].append((Wanted(spent.title, own, [spent.seed]), spent))
+    return [row for found in rows.values() for row in found]
 
 
 def _spendings(

@@ -1,7 +1,7 @@
 """The grid of a comparison: methods with their settings, keep ratios, networks, seeds; and the selections of it."""
 
 import itertools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
@@ -13,7 +13,7 @@ from palette.export import SOFT
 from ray_jobs import bins, ingest, sample
 from ray_jobs.budget import images_that_fit
 from ray_jobs.cluster import check_paths
-from ray_jobs.comparison import BASELINES, Outcome
+from ray_jobs.comparison import BASELINES, Outcome, as_many
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.held_out import check_test
 from ray_jobs.ingest import Index
@@ -36,7 +36,8 @@ class Comparison:
     keep: str = option("0.1", "Shares of the images that are kept.", metavar="SHARE,SHARE")
     sets: tuple[str, ...] = option(
         (),
-        "A set of its own beside the methods, such as a distilled one; --labels is for these alone.",
+        "A set of its own beside the methods, such as a distilled one; --labels is for these alone. Several of one name and size: "
+        "seed s has number s modulo so many.",
         metavar="NAME=SHARDS",
     )
     without_controls: bool = option(
@@ -165,15 +166,17 @@ class Grid:
         return self.comparison.variants(self.selection, self.evaluation.seeds)
 
     @cached_property
-    def named_sets(self) -> dict[str, str]:
-        """Where the shards of each further set lie, by its name."""
+    def named_sets(self) -> dict[str, list[str]]:
+        """Where the shards of the further sets lie, by their names."""
         given = self.comparison.sets
-        found = dict(entry.partition("=")[::2] for entry in given)
+        found: dict[str, list[str]] = {}
+        for name, _, place in (entry.partition("=") for entry in given):
+            found.setdefault(name, []).append(place)
         taken = {variant.name for variant in self.variants}
         if controls := [name for name in found if is_control(name)]:
             raise ValueError(f"--sets {controls[0]}=...: is the name of a control of ADQ; give it another")
-        if len(found) < len(given) or not all(found) or not all(found.values()) or taken & set(found):
-            raise ValueError(f"--sets {' '.join(given)}: expected NAME=SHARDS, each with a name of its own")
+        if len(set(given)) < len(given) or not all(found) or not all(map(all, found.values())) or taken & set(found):
+            raise ValueError(f"--sets {' '.join(given)}: expected NAME=SHARDS, each once, and names that no method has")
         return found
 
     def check_methods(self, index: Index) -> None:
@@ -214,6 +217,33 @@ def further_set(job: Job, name: str, place: str, grid: Grid, source: Index, test
     return index, [
         Outcome(name, share, seed, 0, index.images, payload, tars, 0.0, 0.0, 0.0, content) for seed in grid.seeds
     ]
+
+
+def sets_named(
+    job: Job, name: str, places: Sequence[str], grid: Grid, source: Index, test: Index
+) -> list[list[tuple[Index, list[Outcome]]]]:
+    """The further sets of one name, by size, each with the outcomes of its seeds: of n of one size, seed s has number s modulo n.
+
+    Raises:
+        ValueError: as `further_set`; there are more of one size than seeds.
+    """
+    groups: list[list[tuple[Index, list[Outcome]]]] = []
+    found = [further_set(job, name, place, grid, source, test) for place in places]
+    for one in sorted(found, key=lambda one: one[0].images):
+        if groups and as_many(one[0].images, groups[-1][0][0].images):
+            groups[-1].append(one)
+        else:
+            groups.append([one])
+    for group in groups:
+        images, keep, count = group[0][0].images, group[0][1][0].keep, len(group)
+        if count > len(grid.seeds):
+            raise ValueError(
+                f"--sets {name}=...: {count} sets of {images:,} images, each for seeds of its own, and --seeds {len(grid.seeds)}"
+            )
+        for number, (index, each) in enumerate(group):
+            mine = [replace(outcome, keep=keep) for outcome in each if outcome.seed % count == number]
+            group[number] = index, mine
+    return groups
 
 
 def warn_of_soft_labels(name: str, index: Index) -> None:

@@ -94,7 +94,7 @@ def test_what_is_wrong_is_not_what_does_not_fit(index, tmp_path, methods, rows, 
         (("--workers", "4"), "4 training workers of 1 threads need 4 CPUs"),
         (("--memory", "0.000004"), r"5 kB of original: .* do not fit into --memory 4e-06"),
         (("--sets", "own=/nowhere/*.tar"), "/nowhere"),
-        (("--sets", "random=/nowhere"), "each with a name of its own"),
+        (("--sets", "random=/nowhere"), "names that no method has"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_encoded(cluster, place, wrong, message):

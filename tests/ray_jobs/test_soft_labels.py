@@ -200,14 +200,11 @@ def test_soft_labels_of_another_teacher_or_at_another_size_have_a_folder_of_thei
     assert len(set(made)) == 3 and made[0] == made[3] and "/relabelled/" in made[0]
 
 
-def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft, monkeypatch, capsys):
+def test_a_set_of_a_comparison_is_trained_on_the_labels_that_are_asked_for(soft, capsys):
     outcomes = [Outcome("own", 0.5, seed, 0, 45, 0, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
-    monkeypatch.setattr(compare, "further_set", lambda *_: (soft, outcomes))
     found = {}
     for labels in ("hard", "soft", "both"):
-        options = Evaluation(seeds=2, labels=labels)
-        grid = Grid(Comparison(), options, Data(), Selection(), Backbone(), (), "")
-        rows = compare._further(None, "own", "shards", grid, None, None)
+        rows = compare._further(soft, outcomes, labels)
         found[labels] = [(one.name, one.soft, each[1].method, each[1].seed) for one, each in rows]
         assert all(each[0].payload == payload_bytes(soft, soft=one.soft) for one, each in rows)
         assert ("own has soft labels, which are left unused" in capsys.readouterr().out) == (labels == "hard")
@@ -228,7 +225,7 @@ def test_a_frontier_says_where_it_leaves_soft_labels_unused(soft, held_out, monk
     grid = Grid(Comparison(), Evaluation(seeds=2), Data(), Selection(), Backbone(), (), "")
     outcomes = [Outcome("own", 0.5, seed, 0, 45, 100, 0, 0.0, 0.0, 0.0) for seed in (0, 1)]
     for index in (soft, held_out):
-        monkeypatch.setattr(frontier, "further_set", lambda *_, index=index: (index, outcomes))
-        rows = frontier._further(None, "own", "shards", grid, soft, held_out, [99, 100, 101])
+        monkeypatch.setattr(frontier, "sets_named", lambda *_, index=index: [[(index, outcomes)]])
+        rows = frontier._further(None, "own", ["shards"], grid, soft, held_out, [99, 100, 101])
         assert [(one.soft, spent.budget, spent.seed) for one, spent in rows] == [(False, 100, 0), (False, 100, 1)]
         assert ("own has soft labels, which are left unused" in capsys.readouterr().out) == (index is soft)
