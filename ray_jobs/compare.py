@@ -14,11 +14,12 @@ from ray_jobs.classifier import input_side
 from ray_jobs.comparison import Cell, Outcome, cells, report
 from ray_jobs.cost import Expected, estimate, gpus_each, of_trainings
 from ray_jobs.evaluate import Wanted, check_parts, finish, labelled, planned
-from ray_jobs.grid import Grid, Selected, sets_named, warn_of_soft_labels
+from ray_jobs.grid import Grid, Selected
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
+from ray_jobs.named_sets import sets_named, warn_of_soft_labels
 from ray_jobs.options import Compute, Place
 from ray_jobs.packing import pack
 from ray_jobs.payload import payload_bytes
@@ -107,7 +108,7 @@ def train_and_tell(job: Job, grid: Grid, sets: Sets, test: Index, more: str = ""
 
 
 def further_sets(job: Job, grid: Grid, source: Index, test: Index) -> Sets:
-    """The sets of --sets, which no method selects. Raises ValueError as `grid.sets_named`."""
+    """The sets of --sets, which no method selects. Raises ValueError as `named_sets.sets_named`."""
     groups = (
         group for name, places in grid.named_sets.items() for group in sets_named(job, name, places, grid, source, test)
     )

@@ -22,11 +22,12 @@ from ray_jobs.encoding_cost import sampled
 from ray_jobs.evaluate import Wanted, check_parts, planned
 from ray_jobs.frontier_report import Point, Spent, points, report
 from ray_jobs.frontier_rule import ALL, settings
-from ray_jobs.grid import Grid, Selected, sets_named, warn_of_soft_labels
+from ray_jobs.grid import Grid, Selected
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.mlflow_run import Run
+from ray_jobs.named_sets import sets_named, warn_of_soft_labels
 from ray_jobs.options import Compute, Place, option
 from ray_jobs.payload import tar_bytes
 from ray_jobs.progress import counted

@@ -20,12 +20,13 @@ from ray_jobs.compare import train_all
 from ray_jobs.cost import gpus_each
 from ray_jobs.evaluate import Evaluation, Wanted, labelled, planned
 from ray_jobs.frozen import check_classes as check_network
-from ray_jobs.grid import Comparison, Grid, Selected, Variant, further_set
+from ray_jobs.grid import Comparison, Grid, Selected, Variant
 from ray_jobs.held_out import check_decodable, check_test
 from ray_jobs.ingest import Index
 from ray_jobs.job import Job, opened
 from ray_jobs.loading import Rows
 from ray_jobs.mlflow_run import Run
+from ray_jobs.named_sets import further_set
 from ray_jobs.options import Backbone, Compute, Data, Place, Selection
 from ray_jobs.payload import payload_bytes
 from ray_jobs.relabel import relabelled

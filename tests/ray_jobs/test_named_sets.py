@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ray_jobs import compare, frontier
-from ray_jobs import grid as grids
+from ray_jobs import compare, frontier, named_sets
 from ray_jobs.comparison import Outcome
 from ray_jobs.evaluate import Evaluation
 from ray_jobs.grid import Comparison, Grid
@@ -32,12 +31,12 @@ def sizes(monkeypatch):
         each = [Outcome(name, images / 1000, seed, 0, images, images, 0, 0.0, 0.0, 0.0, place) for seed in wanted.seeds]
         return SimpleNamespace(images=images, data=SimpleNamespace(root=place)), each
 
-    monkeypatch.setattr(grids, "further_set", further_set)
+    monkeypatch.setattr(named_sets, "further_set", further_set)
     monkeypatch.setattr(frontier, "warn_of_soft_labels", lambda *_: None)
 
 
 def test_sets_of_one_size_share_the_seeds_and_sizes_stand_apart(sizes):
-    found = grids.sets_named(None, "dm", ["500", "100a", "101", "100b"], grid(4, first=5), None, None)
+    found = named_sets.sets_named(None, "dm", ["500", "100a", "101", "100b"], grid(4, first=5), None, None)
     told = [[(index.data.root, [(one.seed, one.keep) for one in each]) for index, each in group] for group in found]
     assert told == [
         [("100a", [(6, 0.1)]), ("100b", [(7, 0.1)]), ("101", [(5, 0.1), (8, 0.1)])],
@@ -46,7 +45,7 @@ def test_sets_of_one_size_share_the_seeds_and_sizes_stand_apart(sizes):
     with pytest.raises(
         ValueError, match=r"--sets dm=\.\.\.: 3 sets of 100 images, each for seeds of its own, and --seeds 2"
     ):
-        grids.sets_named(None, "dm", ["500", "100a", "101", "100b"], grid(2), None, None)
+        named_sets.sets_named(None, "dm", ["500", "100a", "101", "100b"], grid(2), None, None)
 
 
 def test_a_frontier_has_one_size_of_a_name_in_a_budget(sizes, capsys):
