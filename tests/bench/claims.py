@@ -1,4 +1,4 @@
-"""The runs behind results/claims.md as lines of JSON, and their table and figure.
+"""The runs behind results/claims.md as lines of JSON, and their tables and figures, as results/tables.md has them.
 
     python -m tests.bench.claims --lines tests/bench/results/claims.jsonl [--add NAME=FOLDER ...] [--figures FOLDER]
     python -m tests.bench.claims --lines tests/bench/results/claims.jsonl --of NAME ... --above METHOD OTHER ...
