@@ -7,7 +7,7 @@ import torch
 from adq import dynamics as module
 from adq.dynamics import Dynamics, Recorder, short_recipe, short_run
 from adq.training import Recipe, TensorImages, predict
-from tests.adq.test_training import CLASSES, TRANSFORM, network, striped_images
+from tests.adq.training_cases import CLASSES, TRANSFORM, network, striped_images
 
 RECIPE = Recipe(epochs=3, batch_size=32, lr=0.05, augment="crop-flip")
 

@@ -12,7 +12,7 @@ from adq import training
 from adq.mixing import interleaved, mixed, mixed_labels, neighbours, own_share
 from adq.randomness import numpy_generator
 from adq.training import Recipe
-from tests.adq.test_training import TRANSFORM, network, run, striped_images
+from tests.adq.training_cases import TRANSFORM, network, run, striped_images
 from tests.adq.two_workers import run_two_workers
 
 pytestmark = pytest.mark.usefixtures("one_thread")

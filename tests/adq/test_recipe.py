@@ -11,7 +11,7 @@ from adq import training
 from adq.batches import TensorImages, epoch_batches
 from adq.recipe import Recipe, default_recipe
 from adq.training import correct
-from tests.adq.test_training import CLASSES, TRANSFORM, network, run, same_weights, stateful_network, striped_images
+from tests.adq.training_cases import CLASSES, TRANSFORM, network, run, same_weights, stateful_network, striped_images
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from adq.fill import fill
 from adq.mae import MAE, MEAN, STD, fresh, patches_to_mask
 from adq.reconstruction import mostly_known, reconstruct
-from tests.adq.test_mae import TINY, lively, masks, pictures
+from tests.adq.mae_cases import TINY, lively, masks, pictures
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,23 +1,17 @@
 """Shards: found by every kind of pattern, read as they were written, locally and through a real S3 API."""
 
 import hashlib
-import io
 import itertools
 import os
-import tarfile
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import boto3
 import pytest
-import webdataset
 
 from adq import shards
 from adq.shards import (
     DataSet,
     absolute,
-    ahead,
     buffered,
     file_info,
     fingerprint,
@@ -28,25 +22,7 @@ from adq.shards import (
     read_samples,
     tar_bytes,
 )
-
-LONG = "folder/" + "x" * 180 + "/" + "y" * 90
-MEMBERS = [
-    ("a/0001.jpg", b"first image" * 100),
-    ("a/0001.cls", b"3"),
-    ("0002.json", b'{"n": 1}'),
-    ("0002.jpg", b""),
-    ("0002.cls", b"4"),
-    (f"{LONG}.jpg", bytes(range(256)) * 5),
-    (f"{LONG}.cls", b"5"),
-    ("kůň-馬.jpg", b"horse"),
-    ("kůň-馬.cls", b"7"),
-]
-SAMPLES = [
-    {"__key__": "a/0001", "jpg": b"first image" * 100, "cls": b"3"},
-    {"__key__": "0002", "json": b'{"n": 1}', "jpg": b"", "cls": b"4"},
-    {"__key__": LONG, "jpg": bytes(range(256)) * 5, "cls": b"5"},
-    {"__key__": "kůň-馬", "jpg": b"horse", "cls": b"7"},
-]
+from tests.adq.samples import MEMBERS, SAMPLES, plain
 
 
 @pytest.fixture
@@ -57,10 +33,6 @@ def folder(tmp_path: Path) -> Path:
         (tmp_path / name).write_bytes(tar_bytes([(f"{name[:-4]}.cls", b"0")]))
     (tmp_path / "classes.txt").write_text("a\n")
     return tmp_path
-
-
-def plain(samples) -> list[dict]:
-    return [{k: v for k, v in sample.items() if k not in ("__url__", "__local_path__")} for sample in samples]
 
 
 @pytest.mark.parametrize(
@@ -219,42 +191,6 @@ def test_a_range_beyond_the_end_is_an_error_with_the_file(tmp_path, offset, size
         read_ranges(DataSet(str(tmp_path), ("a.tar",)), "a.tar", [(0, 5), (offset, size)])
 
 
-def test_a_tar_depends_on_its_members_alone(monkeypatch):
-    first = tar_bytes(MEMBERS)
-    monkeypatch.setattr("time.time", lambda: 2e9)
-    monkeypatch.setattr("os.getuid", lambda: 4242)
-    assert tar_bytes(iter(MEMBERS)) == first
-    assert tar_bytes(MEMBERS[::-1]) != first
-    with tarfile.open(fileobj=io.BytesIO(first)) as tar:
-        assert {(i.mtime, i.uid, i.gid, i.uname, i.gname, i.mode) for i in tar} == {(0, 0, 0, "", "", 0o644)}
-
-
-def test_a_tar_is_read_by_tarfile_and_by_webdataset(tmp_path):
-    (tmp_path / "a.tar").write_bytes(tar_bytes(MEMBERS))
-    with tarfile.open(tmp_path / "a.tar") as tar:
-        assert [(i.name, tar.extractfile(i).read()) for i in tar] == MEMBERS
-    theirs = webdataset.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False)
-    assert plain(theirs) == SAMPLES
-
-
-def test_a_tar_ends_with_its_closing_blocks():
-    for members in ([], MEMBERS[:2]):
-        data = tar_bytes(members)
-        assert len(data) % 512 == 0 and not any(data[-1024:])
-
-
-def test_a_buffered_stream_reads_and_seeks_like_the_file(tmp_path):
-    data = os.urandom(10_000)
-    (tmp_path / "a").write_bytes(data)
-    with open_file(str(tmp_path / "a")) as raw:
-        stream = buffered(raw, 1000)
-        assert stream.read(2500) == data[:2500]
-        stream.seek(7)
-        assert stream.read(10) == data[7:17] and stream.tell() == 17
-        stream.seek(-5, os.SEEK_END)
-        assert stream.read() == data[-5:]
-
-
 @pytest.fixture(scope="module")
 def bucket(s3: str) -> str:
     """train-0 to train-2 and a classes file under a prefix of the bucket."""
@@ -326,27 +262,3 @@ def test_an_address_is_kept_and_a_path_made_absolute(tmp_path, monkeypatch):
     assert absolute("s3://bucket/a/") == "s3://bucket/a"
     assert absolute("a/../b") == str(tmp_path / "b")
     assert not file_info(str(tmp_path / "none")).is_file
-
-
-def test_the_next_item_is_made_while_one_is_used():
-    made = [threading.Event() for _ in range(4)]
-
-    def items() -> Iterator[int]:
-        for number, event in enumerate(made):
-            event.set()
-            yield number
-
-    for number in (found := ahead(items())):
-        assert number == 3 or made[number + 1].wait(10), "made before it is asked for"
-    assert list(found) == [] == list(ahead(iter(())))
-
-
-def test_what_making_an_item_raises_is_raised_where_it_is_used():
-    def items() -> Iterator[int]:
-        yield 1
-        raise ValueError("truncated")
-
-    found = ahead(items())
-    assert next(found) == 1
-    with pytest.raises(ValueError, match="truncated"):
-        next(found)
