@@ -50,7 +50,8 @@ def accuracy_over_keep(found: "Sequence[Cell]", arch: str) -> Figure:
         if beside and method != "random":
             means, halves = np.array([cell.over_random for cell in mine]).T * 100
             axes[1].errorbar(at, means, yerr=np.nan_to_num(halves), **style)
-    title(axes[0], f"{arch}: top-1 of the last epoch")
+    fig.suptitle(arch, x=0.01, ha="left", fontsize=12, fontweight="bold", color=INK)
+    title(axes[0], "top-1 of the last epoch")
     axes[0].set_ylabel("per cent")
     fig.legend(loc="outside lower center", ncols=min(len(methods), 6), frameon=False, fontsize=9)
     if beside:
